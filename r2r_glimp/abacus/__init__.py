@@ -1,0 +1,1 @@
+"""Abacus: the toy world the bundled pair lives in (problems, tokenizer, scoring, training)."""

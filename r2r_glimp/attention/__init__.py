@@ -1,0 +1,1 @@
+"""Paged attention under unmodified Hugging Face models: one registered function, backends behind it."""

@@ -1,0 +1,1 @@
+"""The engine: scheduler tick, model runner, sampling, streaming."""

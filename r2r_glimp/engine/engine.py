@@ -1,0 +1,561 @@
+"""The engine: many requests, two models, one tick at a time.
+
+A tick: admit; run the SLM over every row whose turn it is, prompts chunked under a token budget; score the rows that
+stand at a decision point; run the LLM over the rows that wait for it; append, check stops, emit events. There are no
+phases: prefill, decode and catch-up are all "model m computes `tokens[num_computed[m]:]`, look at the last row".
+"""
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from r2r_glimp.attention.gather import Row
+from r2r_glimp.core import (
+    Decision,
+    EngineError,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Model,
+    Prompt,
+    RequestOutput,
+    RoutingParams,
+    SamplingParams,
+    Timeline,
+    TokenEvent,
+    TokenLogprob,
+    UsageError,
+)
+from r2r_glimp.engine.detokenizer import Detokenizer
+from r2r_glimp.engine.memory import num_blocks_for, parse_bytes
+from r2r_glimp.engine.prompts import encode_prompt, prompt_tail
+from r2r_glimp.engine.runner import ModelRunner, Rows
+from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
+from r2r_glimp.engine.sequence import Sequence
+from r2r_glimp.kv.manager import KVManager
+from r2r_glimp.models.pair import ModelPair
+from r2r_glimp.routing.policy import Policy, Route, Turn
+from r2r_glimp.routing.routers import Router, named_router
+from r2r_glimp.routing.signals import Signals
+from r2r_glimp.routing.tags import find_tags, section_of
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Generates with a pair of models, routed per token or per step.
+
+    Args:
+        pair: the two models.
+        router: default router of requests that name none: a name or a loaded router.
+        kv_memory: memory for the KV of both models together: `"1GiB"`, or bytes.
+        max_batch: sequences that run at once.
+        max_batch_tokens: tokens one forward pass computes at most; longer prompts are chunked.
+        llm_min_batch: the LLM runs when this many rows wait for it,
+        llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
+        prefix_cache: reuse the KV of earlier requests with the same beginning.
+
+    Raises:
+        CheckpointError: a model cannot run under paged attention.
+        UsageError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        *,
+        router: str | Router = "entropy",
+        kv_memory: str | int = "1GiB",
+        max_batch: int = 32,
+        max_batch_tokens: int = 2048,
+        llm_min_batch: int = 1,
+        llm_max_wait: int = 4,
+        prefix_cache: bool = True,
+    ) -> None:
+        for name, value in dict(
+            max_batch=max_batch, max_batch_tokens=max_batch_tokens, llm_min_batch=llm_min_batch
+        ).items():
+            if value < 1:
+                raise UsageError(f"{name}={value!r} is out of range: 1 or more")
+        self.pair = pair
+        self.max_batch = max_batch
+        self.max_batch_tokens = max_batch_tokens
+        self.llm_min_batch = llm_min_batch
+        self.llm_max_wait = llm_max_wait
+        self.shared = pair.same_vocabulary
+        # One runner each, unless both roles are played by one loaded model.
+        slm = ModelRunner(pair.slm)
+        self.runners = (slm, slm if pair.llm is pair.slm else ModelRunner(pair.llm))
+        self.router = self._load_router(router)
+        bytes_per_token = sum(runner.kv_bytes_per_token for runner in self.runners)
+        self.kv_bytes = parse_bytes(kv_memory)
+        num_blocks = num_blocks_for(self.kv_bytes, bytes_per_token)
+        for runner in self.runners:
+            runner.allocate(num_blocks)
+        self.kv = KVManager(num_blocks, shared=self.shared, prefix_cache=prefix_cache)
+        log.info("KV of %s holds %s tokens of both models", kv_memory, f"{self.kv.capacity:,}")
+        self.tags = find_tags(pair.slm.tokenizer.get_vocab())
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._events: list[Event] = []
+        self._arrivals = 0
+        self._warned_undelimited = False
+
+    # ------------------------------------------------------------------ requests
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        routing: RoutingParams | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Queue a request: `sampling.n` completions of one prompt.
+
+        Args:
+            prompt: text, chat messages (the pair's chat template is applied), or token ids.
+
+        Returns:
+            The request's id; its completions are told apart by `index`.
+
+        Raises:
+            UsageError, DataError: the request cannot run; nothing is queued.
+        """
+        sampling, routing = sampling or SamplingParams(), routing or RoutingParams()
+        route = Route.resolve(routing, self._load_router(routing.router or self.router), shared=self.shared)
+        prompts = self._encode(prompt, sampling)
+        if request_id is None:
+            request_id = f"request-{self._arrivals}"
+        room = min(self.kv.capacity, *(self.pair[m].context_length for m in Model))
+        longest = max(map(len, prompts))
+        max_tokens = room - longest if sampling.max_tokens is None else min(sampling.max_tokens, room - longest)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        tail = prompt_tail(prompts[Model.SLM], self.pair.slm.tokenizer, self.tags)
+        for index in range(sampling.n):
+            timelines = [Timeline(list(ids), len(ids)) for ids in prompts]
+            tokenizers = [self.pair[m].tokenizer for m in Model]
+            detokenizers = [Detokenizer(t, ids) for t, ids in zip(tokenizers, prompts, strict=True)]
+            if self.shared:
+                timelines[1], detokenizers[1] = timelines[0], detokenizers[0]
+            sequence = Sequence(
+                request_id=request_id,
+                index=index,
+                arrival=self._arrivals,
+                seed=(seed + index * 0x9E3779B97F4A7C15) % 2**64,
+                sampling=sampling,
+                policy=Policy(route, self.tags, section_of(tail, self.tags)),
+                timelines=(timelines[0], timelines[1]),
+                detokenizers=(detokenizers[0], detokenizers[1]),
+                eos_ids=(self.pair.slm.eos_token_ids, self.pair.llm.eos_token_ids),
+                max_tokens=max_tokens,
+                logprobs=None if sampling.logprobs is None else [],
+                trace={} if routing.trace else None,
+            )
+            self._arrivals += 1
+            self.waiting.append(sequence)
+        return request_id
+
+    def abort(self, request_id: str) -> None:
+        """End a request's completions; what they wrote so far is reported with finish reason `abort`."""
+        for sequence in [s for s in (*self.running, *self.waiting) if s.request_id == request_id]:
+            self._finish(sequence, "abort")
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def generate(
+        self,
+        prompts: Prompt | list[Prompt],
+        sampling: SamplingParams | None = None,
+        routing: RoutingParams | None = None,
+        on_finish: Callable[[RequestOutput], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Generate for one prompt or many, all at once; outputs in the order of the prompts, then of `n`.
+
+        Args:
+            on_finish: called with each output as it finishes, in any order.
+
+        Raises:
+            UsageError, DataError: a prompt cannot run; none does then.
+        """
+        batch: list[Prompt] = prompts if _is_batch(prompts) else [prompts]  # type: ignore[assignment, list-item]
+        ids: dict[str, int] = {}
+        outputs: dict[tuple[int, int], RequestOutput] = {}
+        try:
+            for order, prompt in enumerate(batch):
+                ids[self.add_request(prompt, sampling, routing)] = order
+            while len(outputs) < len(batch) * (sampling.n if sampling else 1):
+                for event in self.step():
+                    if isinstance(event, FinishEvent) and event.request_id in ids:
+                        outputs[ids[event.request_id], event.index] = event.output
+                        if on_finish:
+                            on_finish(event.output)
+        finally:
+            for request_id in ids:  # interrupted: leave nothing behind
+                self.abort(request_id)
+            self._events = [e for e in self._events if e.request_id not in ids]
+        return [outputs[key] for key in sorted(outputs)]
+
+    def stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, routing: RoutingParams | None = None
+    ) -> Iterator[Event]:
+        """Generate for one prompt, event by event; closing the iterator aborts the request."""
+        num_open = sampling.n if sampling else 1
+        request_id = self.add_request(prompt, sampling, routing)
+        try:
+            while num_open:
+                for event in self.step():
+                    if event.request_id == request_id:
+                        num_open -= isinstance(event, FinishEvent)
+                        yield event
+        finally:
+            self.abort(request_id)
+
+    # ------------------------------------------------------------------ the tick
+
+    def step(self) -> list[Event]:
+        """One tick; what happened in it, for all requests."""
+        self._admit()
+        slm = [s for s in self.running if s.policy.turn is not Turn.LLM]
+        if slm:
+            self._run(Model.SLM, slm)
+        llm = [s for s in self.running if s.policy.turn is Turn.LLM]
+        if llm and (
+            len(llm) == len(self.running)
+            or len(llm) >= self.llm_min_batch
+            or max(s.ticks_waiting for s in llm) >= self.llm_max_wait
+        ):
+            self._run(Model.LLM, llm)
+        else:
+            for sequence in llm:
+                sequence.ticks_waiting += 1
+        events, self._events = self._events, []
+        return events
+
+    def check_integrity(self) -> None:
+        """Assert that every KV block is accounted for."""
+        self.kv.check_integrity([pair for s in self.running for pair in s.distinct_timelines])
+        for sequence in self.running:
+            for model in Model:
+                assert 0 <= sequence.num_computed[model] <= len(sequence.timelines[model].tokens)
+
+    def _admit(self) -> None:
+        """Move waiting sequences in while blocks for all they have so far, and one more token, are to be had."""
+        while self.waiting and len(self.running) < self.max_batch:
+            sequence = self.waiting[0]
+            for timeline, model in sequence.distinct_timelines:
+                self.kv.match(timeline, model)
+            if not all(
+                self.kv.reserve(timeline, len(timeline.tokens) + 1, model)
+                for timeline, model in sequence.distinct_timelines
+            ):
+                self._release(sequence)
+                return
+            for model in Model:
+                sequence.num_computed[model] = self.kv.num_filled(sequence.timelines[model], model)
+            sequence.stats.prefix_hits += sequence.num_computed[Model.SLM]
+            self.running.append(self.waiting.popleft())
+            self.running.sort(key=lambda s: s.arrival)
+
+    def _run(self, model: Model, candidates: list[Sequence]) -> None:
+        """Run one model over as many of the sequences as fit a forward pass, oldest first."""
+        batch = self._schedule(model, candidates)
+        if not batch:
+            return
+        wanted = [self._num_wanted(sequence, row, model) for sequence, row in batch]
+        try:
+            rows = self.runners[model].forward([row for _, row in batch], wanted)
+        except (RuntimeError, EngineError) as error:
+            for sequence, _ in batch:
+                self._fail(sequence, f"the {model.name} failed: {error}")
+            return
+        finite = (~rows.logits_RV.isnan().any(-1)).tolist()
+        offset, ready, last = 0, [], []
+        for (sequence, row), num_wanted in zip(batch, wanted, strict=True):
+            first, offset = offset, offset + num_wanted
+            self._advance(sequence, row, model)
+            if not all(finite[first:offset]):
+                self._fail(sequence, f"the {model.name} gave NaN logits at position {len(sequence.tokens)}")
+                continue
+            if sequence.trace is not None and model is Model.LLM and self.shared:
+                self._trace_catch_up(sequence, row, rows, first, offset)
+            if num_wanted and sequence.num_outstanding(model) == 0:
+                ready.append(sequence)
+                last.append(offset - 1)
+        if ready:
+            self._write(model, ready, rows, last)
+
+    def _schedule(self, model: Model, candidates: list[Sequence]) -> list[tuple[Sequence, Row]]:
+        """Rows of the next forward pass, with blocks reserved; preempts the newest sequences where blocks run out."""
+        budget, batch = self.max_batch_tokens, []
+        for sequence in candidates:
+            if budget == 0:
+                break
+            if sequence not in self.running:
+                continue  # preempted for an older one
+            self._sync(sequence, model)
+            timeline, start = sequence.timelines[model], sequence.num_computed[model]
+            end = min(len(timeline.tokens), start + budget)
+            while not self.kv.reserve(timeline, end, model):
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                batch.append((sequence, Row(timeline.tokens[start:end], start, timeline.blocks)))
+                budget -= end - start
+        return [(sequence, row) for sequence, row in batch if sequence in self.running]
+
+    def _num_wanted(self, sequence: Sequence, row: Row, model: Model) -> int:
+        """Of how many of a row's last tokens the logits are wanted."""
+        timeline = sequence.timelines[model]
+        if sequence.trace is not None and model is Model.LLM and self.shared:
+            return max(0, row.end - max(row.start, timeline.num_prompt_tokens - 1))
+        return int(row.end == len(timeline.tokens))
+
+    def _advance(self, sequence: Sequence, row: Row, model: Model) -> None:
+        """Move a model's cursor over a computed row."""
+        sequence.num_computed[model] = row.end
+        self.kv.commit(sequence.timelines[model], row.start, row.end, model)
+        if model is Model.LLM:
+            sequence.stats.llm_computed += len(row.tokens)
+            sequence.ticks_waiting = 0
+        else:
+            sequence.stats.slm_computed += len(row.tokens)
+
+    def _write(self, model: Model, sequences: list[Sequence], rows: Rows, last: list[int]) -> None:
+        """Sample from each sequence's last row; the SLM's proposals at decision points are scored first."""
+        index = torch.tensor(last, device=rows.logits_RV.device)
+        logits = rows.logits_RV[index]
+        stream = Stream(model)
+        draws = [uniform(s.seed, len(s.tokens), stream) for s in sequences]
+        tokens = sample(logits, [s.sampling for s in sequences], draws)
+        deferred: set[int] = set()
+        if model is Model.SLM:
+            deferred = self._decide(sequences, tokens, rows.hidden_RH[index], logits)
+        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            if i in deferred:
+                continue
+            logprob = None
+            if sequence.sampling.logprobs is not None:
+                logprob = token_logprob(logits[i], token, sequence.sampling.logprobs)
+            self._append(sequence, model, token, logprob)
+            if sequence.policy.close_due and sequence.finish_reason is None:
+                self._close_thinking(sequence)
+
+    def _decide(
+        self, sequences: list[Sequence], tokens: list[int], hidden: torch.Tensor, logits: torch.Tensor
+    ) -> set[int]:
+        """Score the SLM's proposals where a decision is due; indices of those that go to the LLM."""
+        by_router: dict[Router, list[int]] = {}
+        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            policy = sequence.policy
+            if policy.turn is not Turn.DECIDE:
+                continue
+            if policy.in_opening and policy.is_opening(self.pair.slm.tokenizer.decode([token])):
+                continue
+            by_router.setdefault(policy.route.router, []).append(i)
+        if not by_router:
+            return set()
+        signals = Signals(
+            hidden_NH=hidden,
+            logits_NV=logits,
+            candidates_N=torch.tensor(tokens, device=logits.device),
+            positions=[len(s.tokens) for s in sequences],
+            uniforms=[uniform(s.seed, len(s.tokens), Stream.ROUTER) for s in sequences],
+        )
+        deferred = set()
+        for router, members in by_router.items():
+            scores = router.score(signals.rows(members)).tolist()
+            for i, score in zip(members, scores, strict=True):
+                if self._verdict(sequences[i], score, tokens[i]):
+                    deferred.add(i)
+        return deferred
+
+    def _verdict(self, sequence: Sequence, score: float, token: int) -> bool:
+        policy = sequence.policy
+        deferred = policy.decide(score)
+        sequence.stats.decisions += 1
+        sequence.stats.deferrals += deferred
+        if sequence.trace is not None:
+            position = len(sequence.tokens)
+            sequence.trace[position] = Decision(
+                position=position,
+                source=Model(deferred).label,
+                token=token,
+                score=score,
+                threshold=policy.route.threshold,
+                deferred=deferred,
+                capped=policy.capped,
+                slm_token=token,
+                phase="answer" if policy.section == "answer" else "thinking",
+            )
+        return deferred
+
+    # ------------------------------------------------------------------ the timeline
+
+    def _append(
+        self, sequence: Sequence, model: Model, token: int, logprob: TokenLogprob | None = None
+    ) -> None:
+        """Write one token: to the timeline, the text, the policy and the event stream; then check the stops."""
+        switched = bool(sequence.sources) and sequence.sources[-1] is not model
+        position = len(sequence.tokens)
+        sequence.stats.switches += switched
+        sequence.tokens.append(token)
+        sequence.sources.append(model)
+        if model is Model.LLM:
+            sequence.stats.llm_tokens += 1
+        else:
+            sequence.stats.slm_tokens += 1
+        if sequence.logprobs is not None and logprob is not None:
+            sequence.logprobs.append(logprob)
+        timeline = sequence.timelines[model]
+        timeline.tokens.append(token)
+
+        sampling = sequence.sampling
+        reason: FinishReason | None = None
+        if token in sampling.stop_token_ids or (token in sequence.eos_ids[model] and not sampling.ignore_eos):
+            reason = "stop"
+        else:
+            detokenizer = sequence.detokenizers[model]
+            text = detokenizer.append(token)
+            sequence.text += text
+            timeline.num_chars = len(sequence.text)
+            sequence.policy.append(model, text, complete=detokenizer.complete)
+            sequence.end = sequence.find_stop(len(text))
+            if sequence.end is not None:
+                reason = "stop"
+            elif len(sequence.tokens) >= sequence.max_tokens or self._out_of_room(sequence):
+                reason = "length"
+        if reason:
+            self._finish(sequence, reason, quiet=True)
+        self._events.append(
+            TokenEvent(
+                sequence.request_id, sequence.index, position, token, model.label, sequence.take_readable(), logprob
+            )
+        )
+        if reason:
+            self._events.append(FinishEvent(sequence.request_id, sequence.index, sequence.output()))
+
+    def _out_of_room(self, sequence: Sequence) -> bool:
+        return any(
+            len(sequence.timelines[m].tokens) >= min(self.pair[m].context_length, self.kv.capacity) for m in Model
+        )
+
+    def _close_thinking(self, sequence: Sequence) -> None:
+        """Close the thinking by force: write the closing tag, or end a text that has none."""
+        policy = sequence.policy
+        if self.tags is None:
+            self._finish(sequence, "repetition" if policy.repeated else "length")
+            return
+        self._sync(sequence, Model.SLM)
+        text = policy.closing_text()
+        for token in self.pair.slm.tokenizer.encode(text, add_special_tokens=False):
+            sequence.stats.forced_tokens += 1
+            self._append(sequence, Model.SLM, token)
+            if sequence.finish_reason is not None:
+                return
+
+    def _sync(self, sequence: Sequence, model: Model) -> None:
+        """With two tokenizers: give a model's timeline the text the other one wrote since it last ran."""
+        timeline = sequence.timelines[model]
+        if sequence.shared or timeline.num_chars == len(sequence.text):
+            return
+        text = sequence.text[timeline.num_chars :]
+        ids = self.pair[model].tokenizer.encode(text, add_special_tokens=False)
+        timeline.tokens += ids
+        timeline.num_chars = len(sequence.text)
+        for token in ids:
+            sequence.detokenizers[model].append(token)
+
+    # ------------------------------------------------------------------ ends
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, *, quiet: bool = False) -> None:
+        """End a completion and give its blocks back; `quiet` leaves the events to the caller."""
+        if sequence.policy.repeated and reason in ("stop", "length"):
+            reason = "repetition"
+        if sequence.end is None:
+            sequence.text += sequence.detokenizers[sequence.sources[-1] if sequence.sources else 0].flush()
+        sequence.finish_reason = reason
+        self._release(sequence, forget=reason == "error")
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._warn_undelimited(sequence)
+        if not quiet:
+            self._events.append(FinishEvent(sequence.request_id, sequence.index, sequence.output()))
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        """End one completion by an error of its own; its blocks are not reused by content."""
+        sequence.error = message
+        log.error("%s: %s", sequence.request_id, message)
+        self._finish(sequence, "error")
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's blocks and put it back to the front of the queue; it is recomputed later."""
+        self._release(sequence)
+        self.running.remove(sequence)
+        self.waiting.appendleft(sequence)
+        sequence.stats.preemptions += 1
+
+    def _release(self, sequence: Sequence, *, forget: bool = False) -> None:
+        for timeline, model in sequence.distinct_timelines:
+            self.kv.free(timeline, model, forget=forget)
+        sequence.num_computed = [0, 0]
+
+    def _trace_catch_up(self, sequence: Sequence, row: Row, rows: Rows, first: int, offset: int) -> None:
+        """Record what the LLM would have written at each generated position it caught up over."""
+        assert sequence.trace is not None
+        num_prompt = sequence.timelines[Model.LLM].num_prompt_tokens
+        choices = rows.logits_RV[first:offset].argmax(-1).tolist()
+        for position, choice in enumerate(choices, start=row.end - len(choices) - num_prompt + 1):
+            if position < len(sequence.tokens):
+                source, token = sequence.sources[position].label, sequence.tokens[position]
+                known = sequence.trace.get(position) or Decision(position, source, token)
+                sequence.trace[position] = replace(known, token=token, llm_token=choice)
+
+    def _warn_undelimited(self, sequence: Sequence) -> None:
+        policy = sequence.policy
+        limit = policy.route.params.max_step_tokens
+        if policy.route.granularity == "step" and policy.num_thinking >= limit and not policy.num_delimiters:
+            if not self._warned_undelimited:
+                log.warning(
+                    "%s thought for %d tokens without a step delimiter (%s): steps were cut every %d tokens; "
+                    "choose another delimiter for this model",
+                    sequence.request_id, policy.num_thinking, policy.route.params.delimiter, limit,
+                )  # fmt: skip
+            self._warned_undelimited = True
+
+    def _load_router(self, router: str | Router) -> Router:
+        if isinstance(router, str):
+            router = named_router(router)
+        bind = getattr(router, "bind", None)
+        if bind is not None:
+            bind(self.pair.slm)
+        return router
+
+    def _encode(self, prompt: Prompt, sampling: SamplingParams) -> tuple[list[int], list[int]]:
+        """The prompt's tokens for each model, checked against what fits."""
+        prompts = encode_prompt(prompt, self.pair, self.tags)
+        for model, ids in zip(Model, prompts, strict=True):
+            context = self.pair[model].context_length
+            if len(ids) >= context:
+                raise UsageError(f"the prompt has {len(ids):,} tokens, the {model.name}'s context only {context:,}")
+            wanted = len(ids) + min(sampling.max_tokens or context, context - len(ids))
+            if wanted > self.kv.capacity:
+                raise UsageError(
+                    f"kv_memory is too small for one request: it may take {wanted:,} tokens (prompt and max_tokens), "
+                    f"{self.kv.capacity:,} fit; raise --kv_memory or lower --max_tokens"
+                )
+        return prompts
+
+
+def _is_batch(prompts: Prompt | list[Prompt]) -> bool:
+    """Whether this is a list of prompts rather than one prompt (text, messages or token ids)."""
+    return isinstance(prompts, list) and not (prompts and isinstance(prompts[0], dict | int))

@@ -1,0 +1,35 @@
+"""KV memory: from what a user wrote (`2GiB`, `0.5`) to a number of blocks."""
+
+import re
+
+from r2r_glimp.core import UsageError
+from r2r_glimp.kv.pool import BLOCK_SIZE
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(size: str | int) -> int:
+    """Bytes of `"2GiB"`, `"512MiB"` or a plain number.
+
+    Raises:
+        UsageError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if not match or match[2].upper() not in _UNITS:
+        raise UsageError(f"kv_memory={size!r} is not a size: write 512MiB, 2GiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def num_blocks_for(kv_bytes: int, bytes_per_token: int) -> int:
+    """Blocks of both models' KV that fit.
+
+    Raises:
+        UsageError: not even one does.
+    """
+    num_blocks = kv_bytes // (bytes_per_token * BLOCK_SIZE)
+    if num_blocks < 1:
+        raise UsageError(
+            f"kv_memory of {kv_bytes:,} bytes is too small: one block of {BLOCK_SIZE} tokens of both models takes "
+            f"{bytes_per_token * BLOCK_SIZE:,} bytes"
+        )
+    return num_blocks

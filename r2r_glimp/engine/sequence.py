@@ -1,0 +1,107 @@
+"""Sequence: the state of one completion while it runs."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from r2r_glimp.core import (
+    Decision,
+    FinishReason,
+    Model,
+    RequestOutput,
+    SamplingParams,
+    Stats,
+    Timeline,
+    TokenLogprob,
+)
+from r2r_glimp.engine.detokenizer import Detokenizer
+from r2r_glimp.routing.policy import Policy
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One completion of one request.
+
+    `timelines[m]` is what model m reads: the same object for both models unless their tokenizers differ.
+    `0 <= num_computed[m] <= len(timelines[m].tokens)`; the difference is model m's work.
+    """
+
+    request_id: str
+    index: int
+    arrival: int  # order of admission; the newest is preempted first
+    seed: int
+    sampling: SamplingParams
+    policy: Policy
+    timelines: tuple[Timeline, Timeline]
+    detokenizers: tuple[Detokenizer, Detokenizer]
+    eos_ids: tuple[frozenset[int], frozenset[int]]
+    max_tokens: int
+    num_computed: list[int] = field(default_factory=lambda: [0, 0])
+    tokens: list[int] = field(default_factory=list)  # generated, ids of whoever wrote them
+    sources: list[Model] = field(default_factory=list)
+    text: str = ""  # generated, without the end-of-text token
+    num_emitted: int = 0  # characters of `text` already streamed
+    end: int | None = None  # where a stop string cuts the text
+    ticks_waiting: int = 0  # for the LLM
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    stats: Stats = field(default_factory=Stats)
+    logprobs: list[TokenLogprob] | None = None
+    trace: dict[int, Decision] | None = None  # by position
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def shared(self) -> bool:
+        return self.timelines[0] is self.timelines[1]
+
+    @property
+    def distinct_timelines(self) -> list[tuple[Timeline, Model]]:
+        """Each timeline once, with a model that reads it."""
+        models = [Model.SLM] if self.shared else list(Model)
+        return [(self.timelines[m], m) for m in models]
+
+    def num_outstanding(self, model: Model) -> int:
+        """Tokens a model has still to compute."""
+        return len(self.timelines[model].tokens) - self.num_computed[model]
+
+    def find_stop(self, num_new: int) -> int | None:
+        """Where the earliest stop string begins, if one was completed by the last `num_new` characters."""
+        starts = []
+        for stop in self.sampling.stop:
+            found = self.text.find(stop, max(0, len(self.text) - num_new - len(stop) + 1))
+            if found >= 0:
+                starts.append(found)
+        return min(starts, default=None)
+
+    def take_readable(self) -> str:
+        """Text that can be streamed now: a possible beginning of a stop string is held back until it is decided."""
+        end = len(self.text) if self.end is None else self.end
+        if self.finish_reason is None:
+            end -= max((_overlap(self.text, stop) for stop in self.sampling.stop), default=0)
+        text = self.text[self.num_emitted : end]
+        self.num_emitted = max(self.num_emitted, end)
+        return text
+
+    def output(self) -> RequestOutput:
+        assert self.finish_reason is not None
+        timeline = self.timelines[Model.SLM]
+        self.stats.elapsed_s = time.monotonic() - self.started
+        sources: list[Literal["slm", "llm"]] = [source.label for source in self.sources]
+        return RequestOutput(
+            request_id=self.request_id,
+            index=self.index,
+            prompt_token_ids=timeline.tokens[: timeline.num_prompt_tokens],
+            token_ids=self.tokens,
+            text=self.text[: self.end],
+            sources=sources,
+            finish_reason=self.finish_reason,
+            stats=self.stats,
+            logprobs=self.logprobs,
+            trace=None if self.trace is None else [self.trace[p] for p in sorted(self.trace)],
+            error=self.error,
+        )
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

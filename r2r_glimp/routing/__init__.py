@@ -1,0 +1,1 @@
+"""Routing: signals, routers, steps, policies."""
