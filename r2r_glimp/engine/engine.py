@@ -393,7 +393,6 @@ class Engine:
                 deferred=deferred,
                 capped=policy.capped,
                 slm_token=token,
-                phase="answer" if policy.section == "answer" else "thinking",
             )
         return deferred
 
@@ -414,6 +413,10 @@ class Engine:
             sequence.stats.slm_tokens += 1
         if sequence.logprobs is not None and logprob is not None:
             sequence.logprobs.append(logprob)
+        if sequence.trace is not None:
+            known = sequence.trace.get(position) or Decision(position, model.label, token)
+            phase = "answer" if sequence.policy.section == "answer" else "thinking"
+            sequence.trace[position] = replace(known, token=token, phase=phase)
         timeline = sequence.timelines[model]
         timeline.tokens.append(token)
 
@@ -449,12 +452,12 @@ class Engine:
 
     def _close_thinking(self, sequence: Sequence) -> None:
         """Close the thinking by force: write the closing tag, or end a text that has none."""
-        policy = sequence.policy
+        sequence.looped = sequence.policy.repeated
         if self.tags is None:
-            self._finish(sequence, "repetition" if policy.repeated else "length")
+            self._finish(sequence, "length")
             return
         self._sync(sequence, Model.SLM)
-        text = policy.closing_text()
+        text = sequence.policy.closing_text()
         for token in self.pair.slm.tokenizer.encode(text, add_special_tokens=False):
             sequence.stats.forced_tokens += 1
             self._append(sequence, Model.SLM, token)
@@ -477,7 +480,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, *, quiet: bool = False) -> None:
         """End a completion and give its blocks back; `quiet` leaves the events to the caller."""
-        if sequence.policy.repeated and reason in ("stop", "length"):
+        if sequence.looped and reason in ("stop", "length"):
             reason = "repetition"
         if sequence.end is None:
             sequence.text += sequence.detokenizers[sequence.sources[-1] if sequence.sources else 0].flush()
@@ -516,9 +519,7 @@ class Engine:
         choices = rows.logits_RV[first:offset].argmax(-1).tolist()
         for position, choice in enumerate(choices, start=row.end - len(choices) - num_prompt + 1):
             if position < len(sequence.tokens):
-                source, token = sequence.sources[position].label, sequence.tokens[position]
-                known = sequence.trace.get(position) or Decision(position, source, token)
-                sequence.trace[position] = replace(known, token=token, llm_token=choice)
+                sequence.trace[position] = replace(sequence.trace[position], llm_token=choice)
 
     def _warn_undelimited(self, sequence: Sequence) -> None:
         policy = sequence.policy
@@ -542,7 +543,7 @@ class Engine:
 
     def _encode(self, prompt: Prompt, sampling: SamplingParams) -> tuple[list[int], list[int]]:
         """The prompt's tokens for each model, checked against what fits."""
-        prompts = encode_prompt(prompt, self.pair, self.tags)
+        prompts = encode_prompt(prompt, self.pair, self.tags, shared=self.shared)
         for model, ids in zip(Model, prompts, strict=True):
             context = self.pair[model].context_length
             if len(ids) >= context:

@@ -5,8 +5,10 @@ from r2r_glimp.models.pair import LoadedModel, ModelPair
 from r2r_glimp.routing.tags import ThinkTags, section_of
 
 
-def encode_prompt(prompt: Prompt, pair: ModelPair, tags: ThinkTags | None) -> tuple[list[int], list[int]]:
-    """The prompt's ids for the SLM and for the LLM: equal where the pair shares a vocabulary.
+def encode_prompt(
+    prompt: Prompt, pair: ModelPair, tags: ThinkTags | None, *, shared: bool
+) -> tuple[list[int], list[int]]:
+    """The prompt's ids for the SLM and for the LLM: the same list where the pair shares a vocabulary.
 
     Messages go through each model's own chat template. With two tokenizers, thinking that one template opens is opened
     for the other model too, so that the tag stands once in both.
@@ -15,7 +17,7 @@ def encode_prompt(prompt: Prompt, pair: ModelPair, tags: ThinkTags | None) -> tu
         DataError: empty, or not encodable.
         UsageError: token ids for a pair with two tokenizers, ids out of range, or messages without a chat template.
     """
-    if pair.same_vocabulary:
+    if shared:
         ids = _encode(prompt, pair.slm)
         return ids, ids
     if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):

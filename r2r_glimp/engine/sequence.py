@@ -43,6 +43,7 @@ class Sequence:
     num_emitted: int = 0  # characters of `text` already streamed
     end: int | None = None  # where a stop string cuts the text
     ticks_waiting: int = 0  # for the LLM
+    looped: bool = False  # the repetition guard closed the thinking
     finish_reason: FinishReason | None = None
     error: str | None = None
     stats: Stats = field(default_factory=Stats)

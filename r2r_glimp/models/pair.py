@@ -1,0 +1,182 @@
+"""The two models of a pair, loaded; how they compute is the engine's business."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from r2r_glimp.core import CheckpointError, Model, UsageError
+from r2r_glimp.models.fingerprint import Fingerprint
+from r2r_glimp.models.loading import load_model, make_fingerprint, require_fast
+from r2r_glimp.models.placement import per_model, resolve_device, resolve_dtype
+from r2r_glimp.models.presets import read_preset
+from r2r_glimp.models.vocabulary import same_vocabulary
+
+
+@dataclass(slots=True, eq=False)
+class LoadedModel:
+    """A causal language model in eval mode without gradients, its tokenizer, and what it is."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: Fingerprint
+
+    @classmethod
+    def from_model(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str = "in-memory"
+    ) -> "LoadedModel":
+        """A model that is in memory; it is put in eval mode and its gradients are turned off.
+
+        Raises:
+            CheckpointError: the tokenizer is a slow one.
+        """
+        tokenizer = require_fast(tokenizer, name)
+        model = model.eval().requires_grad_(False)
+        return cls(model, tokenizer, make_fingerprint(model, tokenizer, name=name))
+
+    @property
+    def name(self) -> str:
+        return self.fingerprint.name_or_path
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that positions reach, stretched by rope scaling where the config says how far.
+
+        Raises:
+            CheckpointError: the config does not say.
+        """
+        config = self.model.config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None)
+        if not isinstance(length, int) or length < 1:
+            raise CheckpointError(
+                f"{self.name} does not say how long its context is (max_position_embeddings)"
+            )
+        # Qwen's stretched configs keep the unstretched max_position_embeddings
+        rope = getattr(config, "rope_parameters", None) or {}
+        original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+        if isinstance(original, int) and isinstance(factor, int | float):
+            length = max(length, int(original * factor))
+        return length
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Ids that end a text: of the generation config, the config and the tokenizer together."""
+        config = self.model.config.get_text_config()
+        said = (
+            getattr(self.model.generation_config, "eos_token_id", None),
+            getattr(config, "eos_token_id", None),
+            self.tokenizer.eos_token_id,
+        )
+        ids = (one for ids in said for one in (ids if isinstance(ids, list | tuple) else [ids]))
+        return frozenset(one for one in ids if one is not None)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+@dataclass(slots=True, eq=False)
+class ModelPair:
+    """The SLM and the LLM. Both may be the same object: the same checkpoint is loaded once."""
+
+    slm: LoadedModel
+    llm: LoadedModel
+
+    def __getitem__(self, model: Model) -> LoadedModel:
+        return self.llm if model else self.slm
+
+    @property
+    def same_vocabulary(self) -> bool:
+        """True if every token has the same id in both, however far the embeddings are padded."""
+        return same_vocabulary(self.slm.tokenizer, self.llm.tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        slm: str | os.PathLike[str],
+        llm: str | os.PathLike[str],
+        *,
+        device: str | Mapping[str, str] | Sequence[str] = "auto",
+        dtype: str | Mapping[str, str] | Sequence[str] = "auto",
+        revision: str | Mapping[str, str | None] | Sequence[str | None] | None = None,
+        slm_adapters: Sequence[str] = (),
+        llm_adapters: Sequence[str] = (),
+        trust_remote_code: bool = False,
+    ) -> "ModelPair":
+        """Load both models. `device`, `dtype` and `revision` take one value, or one for each model:
+        `{"slm": ..., "llm": ...}` or a pair.
+
+        Args:
+            slm: folder or Hub id of the small model.
+            llm: folder or Hub id of the large model.
+            device: auto, cpu, cuda or cuda:N.
+            dtype: auto (what the checkpoint says), float32, bfloat16 or float16.
+            revision: branch, tag or commit of a Hub repository.
+            slm_adapters: LoRA adapters (folders or Hub ids) merged into the small model, in order.
+            llm_adapters: the same for the large model.
+            trust_remote_code: run Python code that comes with a model.
+
+        Raises:
+            UsageError: an argument makes no sense here, or a package is not installed.
+            CheckpointError: a model or adapter is missing, broken, unsafe or does not fit.
+            EngineError: a device has too little memory.
+        """
+        devices = [resolve_device(d) for d in per_model("device", device, "auto")]
+        dtypes = [resolve_dtype(d) for d in per_model("dtype", dtype, "auto")]
+        revisions = per_model("revision", revision, None)
+        names = (os.fspath(slm), os.fspath(llm))
+        adapters = (_names("slm_adapters", slm_adapters), _names("llm_adapters", llm_adapters))
+        wanted = [
+            {
+                "device": devices[m],
+                "dtype": dtypes[m],
+                "revision": revisions[m],
+                "adapters": adapters[m],
+            }
+            for m in Model
+        ]
+
+        def load(model: Model) -> LoadedModel:
+            loaded = load_model(names[model], trust_remote_code=trust_remote_code, **wanted[model])
+            return LoadedModel(*loaded)
+
+        loaded = load(Model.SLM)
+        same = _identity(names[0]) == _identity(names[1]) and wanted[0] == wanted[1]
+        return cls(slm=loaded, llm=loaded if same else load(Model.LLM))
+
+    @classmethod
+    def from_config(cls, name_or_path: str | os.PathLike[str], **overrides: Any) -> "ModelPair":
+        """Load the pair that a YAML preset describes: a name of `configs/pairs`, or a path.
+
+        Args:
+            name_or_path: such as `abacus`.
+            overrides: arguments of `from_pretrained` that replace the preset's.
+
+        Raises:
+            UsageError: no such preset, or it is not valid; and all that `from_pretrained` raises.
+        """
+        return cls.from_pretrained(**read_preset(os.fspath(name_or_path)) | overrides)
+
+
+def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise UsageError(f"{argument}={names!r} is one string: give a list")
+    return tuple(os.fspath(name) for name in names)
+
+
+def _identity(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
