@@ -210,7 +210,7 @@ class Decision:
     capped: bool = False
     slm_token: int | None = None
     llm_token: int | None = None
-    phase: Literal["thinking", "answer"] | None = None
+    phase: Literal["thinking", "answer"] = "thinking"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ In the spirit of iGSM (arXiv 2407.20311): a few quantities are given, others are
 definitions are distractors, and one quantity is asked for. A solution visits the needed definitions in order:
 
     Say hats 4, keys 2.                       <think>
-    Cups are hats + 3.                        Cups are hats 4 + 3 = 7, so cups 7.
-    Maps are keys * 9.        ──solve──▶
-    Pens are cups * keys.                     Pens equal cups 7 * keys 2 gives 4, thus pens 4.
+    Cups: hats + 3.                           Cups: hats 4 + 3 = 7, so cups 7.
+    Maps: keys * 9.           ──solve──▶
+    Pens: cups * keys.                        Pens: cups 7 * keys 2 gives 4, thus pens 4.
     How many pens?
                                               </think>
 
@@ -33,7 +33,6 @@ OPERATORS = {
 }
 
 # Words that may stand for each other inside a step: writers differ here and nothing changes.
-VERBS = ("are", "equal", "take")
 RESULTS = ("=", "gives", "makes")
 CONNECTIVES = ("so", "hence", "thus")
 
@@ -97,7 +96,7 @@ class Problem:
         givens = ", ".join(f"{name} {value}" for name, value in self.givens)
         lines = [f"Say {givens}."]
         lines += [
-            f"{f.name.capitalize()} are {f.left} {f.operator} {f.right}." for f in self.formulas
+            f"{f.name.capitalize()}: {f.left} {f.operator} {f.right}." for f in self.formulas
         ]
         return "\n".join([*lines, f"How many {self.question}?"])
 
@@ -109,7 +108,7 @@ class Problem:
             return name if name.isdigit() else f"{name} {values[name]}"
 
         steps = [
-            f"{f.name.capitalize()} {rng.choice(VERBS)} {operand(f.left)} {f.operator} {operand(f.right)} "
+            f"{f.name.capitalize()}: {operand(f.left)} {f.operator} {operand(f.right)} "
             f"{rng.choice(RESULTS)} {values[f.name]}, {rng.choice(CONNECTIVES)} {f.name} {values[f.name]}.\n\n"
             for f in self.needed
         ]
@@ -129,7 +128,7 @@ def make_problem(rng: random.Random, level: int) -> Problem:
         known, formulas = [name for name, _ in givens], []
         for _ in range(level + rng.randint(0, 2)):
             # Recent quantities are likelier operands, which makes chains rather than bushes.
-            left = known[-1] if rng.random() < 0.4 else rng.choice(known)
+            left = known[-1] if rng.random() < 0.5 else rng.choice(known)
             right = rng.choice(known) if rng.random() < 0.5 else str(rng.randrange(10))
             formulas.append(Formula(names.pop(), left, rng.choice(tuple(OPERATORS)), right))
             known.append(formulas[-1].name)

@@ -22,8 +22,8 @@ from r2r_glimp.abacus.problems import LEVELS, Problem, is_correct, make_problem,
 from r2r_glimp.abacus.tokenizer import build_tokenizer
 
 SIZES = {
-    "slm": dict(hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2),
-    "llm": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4),
+    "slm": dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2),
+    "llm": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
 }
 TRAINED_LEVELS = (*LEVELS, max(LEVELS) + 1)
 POOL = 8  # batches drawn together and cut by length, so that little is padded
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run_dir", type=Path, default=Path("runs/abacus"), help="resume state lives here")
     parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.7, help="share of the run with a falling learning rate")
     parser.add_argument("--curriculum", type=float, default=0.15, help="share of the run that adds levels")
     parser.add_argument("--seed", type=int, default=0)
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"step {step + 1} accuracy {report}", flush=True)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    print(f"saved {out}; try: r2r-glimp generate 'Say hats 4.\\nCups are hats + 3.\\nHow many cups?'")
+    print(f"saved {out}; try: r2r-glimp generate 'Say hats 4.\\nCups: hats + 3.\\nHow many cups?'")
 
 
 if __name__ == "__main__":
