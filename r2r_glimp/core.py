@@ -1,4 +1,5 @@
-"""The nouns everything else shares: parameters of a request, its timeline, what comes out, and the errors.
+"""The nouns everything else shares: parameters of a request, its timeline, what comes out, and the
+errors.
 
 Imports nothing but the standard library: no torch, no I/O.
 
@@ -107,19 +108,36 @@ class SamplingParams:
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         number = _is_number
-        _require(number(self.temperature) and 0 <= self.temperature <= 10, "temperature", self.temperature, "0 to 10")
-        _require(number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1")
+        _require(
+            number(self.temperature) and 0 <= self.temperature <= 10,
+            "temperature",
+            self.temperature,
+            "0 to 10",
+        )
+        _require(
+            number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1"
+        )
         _require(_is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _require(number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "0 to 1")
         _require(
-            self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**64), "seed", self.seed, "0 to 2**64 - 1"
+            self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**64),
+            "seed",
+            self.seed,
+            "0 to 2**64 - 1",
         )
         _require(
             self.max_tokens is None or (_is_int(self.max_tokens) and self.max_tokens >= 1),
             "max_tokens", self.max_tokens, "1 or more",
         )  # fmt: skip
-        _require(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "non-empty strings")
-        _require(all(_is_int(t) for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "integers")
+        _require(
+            all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "non-empty strings"
+        )
+        _require(
+            all(_is_int(t) for t in self.stop_token_ids),
+            "stop_token_ids",
+            self.stop_token_ids,
+            "integers",
+        )
         _require(
             self.logprobs is None or (_is_int(self.logprobs) and 0 <= self.logprobs <= 20),
             "logprobs", self.logprobs, "0 to 20",
@@ -132,18 +150,19 @@ class RoutingParams:
     """Who writes what.
 
     Args:
-        granularity: how much text one decision hands over, a token or a reasoning step. None: the router's own, or
-            `token`.
+        granularity: how much text one decision hands over, a token or a reasoning step. None: the
+            router's own, or `token`.
         router: a router's name or a loaded router; None is the engine's.
         threshold: a score above it defers the span to the LLM; None is the router's own.
-        answer_by: who writes what follows the thinking. None: the LLM at step granularity (GlimpRouter, section 3),
-            the router at token granularity.
+        answer_by: who writes what follows the thinking. None: the LLM at step granularity
+            (GlimpRouter, section 3), the router at token granularity.
         delimiter: what ends a step: `blank_line`, `newline`, `sentence` or `regex:PATTERN`.
-        max_step_tokens: a longer step is cut here and a new decision is taken; nothing is spliced in.
+        max_step_tokens: a longer step is cut here and a new decision is taken; nothing is spliced
+            in.
         max_thinking_tokens: close the thinking after this many tokens and go to the answer.
         max_llm_share: hard cap on LLM-written tokens / generated tokens, kept at every position.
-        repetition_guard: escalate a repeating sequence of steps to the LLM once, then close the thinking. None: on,
-            save for the `slm` and `llm` baselines.
+        repetition_guard: escalate a repeating sequence of steps to the LLM once, then close the
+            thinking. None: on, save for the `slm` and `llm` baselines.
         trace: record every decision, and the LLM's own choice at each position it catches up over.
 
     Raises:
@@ -162,19 +181,36 @@ class RoutingParams:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.granularity in (None, "token", "step"), "granularity", self.granularity, "token or step")
-        _require(self.answer_by in (None, "slm", "llm", "router"), "answer_by", self.answer_by, "slm, llm or router")
-        _require(self.threshold is None or _is_number(self.threshold), "threshold", self.threshold, "a finite number")
+        _require(
+            self.granularity in (None, "token", "step"),
+            "granularity",
+            self.granularity,
+            "token or step",
+        )
+        _require(
+            self.answer_by in (None, "slm", "llm", "router"),
+            "answer_by",
+            self.answer_by,
+            "slm, llm or router",
+        )
+        _require(
+            self.threshold is None or _is_number(self.threshold),
+            "threshold",
+            self.threshold,
+            "a finite number",
+        )
         _require(
             _is_int(self.max_step_tokens) and self.max_step_tokens >= 1,
             "max_step_tokens", self.max_step_tokens, "1 or more",
         )  # fmt: skip
         _require(
-            self.max_thinking_tokens is None or (_is_int(self.max_thinking_tokens) and self.max_thinking_tokens >= 1),
+            self.max_thinking_tokens is None
+            or (_is_int(self.max_thinking_tokens) and self.max_thinking_tokens >= 1),
             "max_thinking_tokens", self.max_thinking_tokens, "1 or more",
         )  # fmt: skip
         _require(
-            self.max_llm_share is None or (_is_number(self.max_llm_share) and 0 <= self.max_llm_share <= 1),
+            self.max_llm_share is None
+            or (_is_number(self.max_llm_share) and 0 <= self.max_llm_share <= 1),
             "max_llm_share", self.max_llm_share, "0 to 1",
         )  # fmt: skip
 
@@ -183,7 +219,8 @@ class RoutingParams:
 class Timeline:
     """The tokens one tokenizer sees of a request, and the KV blocks that hold them.
 
-    Both models of a pair share one timeline; a pair with two tokenizers has one each, of the same text.
+    Both models of a pair share one timeline; a pair with two tokenizers has one each, of the same
+    text.
     """
 
     tokens: list[int]
@@ -195,10 +232,12 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is known of one generated position, counted from 0: the decision taken there, what the LLM would have done.
+    """What is known of one generated position, counted from 0: the decision taken there, what the
+    LLM would have done.
 
-    `score` is None where no decision was due. `llm_token` is the LLM's own greedy choice where a catch-up pass told it
-    for free: equal to `token` means identical. `slm_token` is the SLM's proposal; `token` is what was written.
+    `score` is None where no decision was due. `llm_token` is the LLM's own greedy choice where a
+    catch-up pass told it for free: equal to `token` means identical. `slm_token` is the SLM's
+    proposal; `token` is what was written.
     """
 
     position: int
@@ -215,7 +254,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability (nats, temperature 1) of a token under the model that wrote it, with likelier alternatives."""
+    """Log-probability (nats, temperature 1) of a token under the model that wrote it, with likelier
+    alternatives."""
 
     token: int
     logprob: float
@@ -263,7 +303,8 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """A token was appended. `text` is what became readable by it: empty in the middle of a character."""
+    """A token was appended. `text` is what became readable by it: empty in the middle of a
+    character."""
 
     request_id: str
     index: int

@@ -1,7 +1,8 @@
 """Abacus word problems: quantities that depend on each other, counted by their last digit.
 
-In the spirit of iGSM (arXiv 2407.20311): a few quantities are given, others are defined from earlier ones, some
-definitions are distractors, and one quantity is asked for. A solution visits the needed definitions in order:
+In the spirit of iGSM (arXiv 2407.20311): a few quantities are given, others are defined from
+earlier ones, some definitions are distractors, and one quantity is asked for. A solution visits the
+needed definitions in order:
 
     Say hats 4, keys 2.                       <think>
     Cups: hats + 3.                           Cups: hats 4 + 3 = 7, so cups 7.
@@ -12,8 +13,8 @@ definitions are distractors, and one quantity is asked for. A solution visits th
 
                                               Answer 4.
 
-Which definition comes next is the decision that matters; the wording inside a step is free, so two correct writers
-often differ in words that change nothing. Knows nothing about models or tokens.
+Which definition comes next is the decision that matters; the wording inside a step is free, so two
+correct writers often differ in words that change nothing. Knows nothing about models or tokens.
 """
 
 import hashlib
@@ -59,7 +60,8 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Given quantities, definitions in an order in which they can be computed, and the name asked for."""
+    """Given quantities, definitions in an order in which they can be computed, and the name asked
+    for."""
 
     givens: tuple[tuple[str, int], ...]
     formulas: tuple[Formula, ...]
@@ -95,9 +97,7 @@ class Problem:
         """The problem as a user would write it."""
         givens = ", ".join(f"{name} {value}" for name, value in self.givens)
         lines = [f"Say {givens}."]
-        lines += [
-            f"{f.name.capitalize()}: {f.left} {f.operator} {f.right}." for f in self.formulas
-        ]
+        lines += [f"{f.name.capitalize()}: {f.left} {f.operator} {f.right}." for f in self.formulas]
         return "\n".join([*lines, f"How many {self.question}?"])
 
     def solution(self, rng: random.Random) -> str:
@@ -109,13 +109,15 @@ class Problem:
 
         steps = [
             f"{f.name.capitalize()}: {operand(f.left)} {f.operator} {operand(f.right)} "
-            f"{rng.choice(RESULTS)} {values[f.name]}, {rng.choice(CONNECTIVES)} {f.name} {values[f.name]}.\n\n"
+            f"{rng.choice(RESULTS)} {values[f.name]}, "
+            f"{rng.choice(CONNECTIVES)} {f.name} {values[f.name]}.\n\n"
             for f in self.needed
         ]
         return "".join(steps) + f"</think>\n\nAnswer {self.answer}."
 
     def split(self) -> Split:
-        """Where the problem belongs. A hash of its text decides, so no problem is ever in two splits."""
+        """Where the problem belongs. A hash of its text decides, so no problem is ever in two
+        splits."""
         bucket = hashlib.blake2b(self.prompt().encode(), digest_size=1).digest()[0] % 16
         return "train" if bucket < 12 else "validation" if bucket < 14 else "test"
 
@@ -137,10 +139,9 @@ def make_problem(rng: random.Random, level: int) -> Problem:
             return problem
 
 
-def problems(
-    split: Split, seed: int = 0, levels: tuple[int, ...] = LEVELS
-) -> Iterator[Problem]:
-    """Endless distinct-by-split problems, difficulty cycling through `levels`; same seed, same problems."""
+def problems(split: Split, seed: int = 0, levels: tuple[int, ...] = LEVELS) -> Iterator[Problem]:
+    """Endless distinct-by-split problems, difficulty cycling through `levels`; same seed, same
+    problems."""
     rng = random.Random(f"{split}-{seed}")
     while True:
         for level in levels:

@@ -1,7 +1,8 @@
 """How routing pays on the bundled pair: `python -m r2r_glimp.abacus.table`.
 
-Greedy accuracy on held-out problems for each model alone, for entropy routing at several LLM shares, and for random
-routing at equal shares. Thresholds are found on validation problems, figures are of test problems.
+Greedy accuracy on held-out problems for each model alone, for entropy routing at several LLM
+shares, and for random routing at equal shares. Thresholds are found on validation problems, figures
+are of test problems.
 """
 
 import argparse
@@ -76,7 +77,8 @@ def measure(engine: Engine, questions: list[Problem], routing: RoutingParams) ->
 
 
 def routing_for(router: str, granularity: Granularity, threshold: float | None) -> RoutingParams:
-    # The router decides on the answer too: at small shares there is no room for an answer that is always the LLM's.
+    # The router decides on the answer too: at small shares there is no room for an answer that is
+    # always the LLM's.
     return RoutingParams(
         router=router, granularity=granularity, threshold=threshold, answer_by="router"
     )
@@ -92,7 +94,9 @@ def rows(engine: Engine, count: int, calibration: int) -> Iterator[Row]:
         for router, (low, high) in RANGES.items():
             for share in SHARES:
                 threshold, _ = find_threshold(
-                    lambda t, r=router, g=granularity: measure(engine, tuning, routing_for(r, g, t)).llm_share,  # type: ignore[misc]
+                    lambda t, r=router, g=granularity: (
+                        measure(engine, tuning, routing_for(r, g, t)).llm_share
+                    ),  # type: ignore[misc]
                     share,
                     low=low,
                     high=high,
@@ -105,13 +109,18 @@ def rows(engine: Engine, count: int, calibration: int) -> Iterator[Row]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m r2r_glimp.abacus.table", description=__doc__)
     parser.add_argument("--problems", type=int, default=1000, help="held-out problems (1000)")
-    parser.add_argument("--calibration", type=int, default=200, help="validation problems a threshold is found on")
+    parser.add_argument(
+        "--calibration", type=int, default=200, help="validation problems a threshold is found on"
+    )
     parser.add_argument("--pair", default="abacus", help="name or path of a pair preset")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     args = parser.parse_args(argv)
     engine = Engine(ModelPair.from_config(args.pair), kv_memory="256MiB", max_batch=64)
     if not args.json:
-        print("| system | granularity | threshold | accuracy (95%) | LLM share | switches | tokens/s |")
+        print(
+            "| system | granularity | threshold | accuracy (95%) | LLM share | switches "
+            "| tokens/s |"
+        )
         print("|---|---|---|---|---|---|---|")
     for row in rows(engine, args.problems, args.calibration):
         if args.json:
@@ -120,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         threshold = "" if row.threshold is None else f"{row.threshold:.3f}"
         print(
             f"| {row.system} | {row.granularity} | {threshold} | {row.accuracy:.1%} "
-            f"({row.low:.1%} to {row.high:.1%}) | {row.llm_share:.1%} | {row.switches:.1f} | {row.tokens_per_s:,.0f} |",
+            f"({row.low:.1%} to {row.high:.1%}) | {row.llm_share:.1%} | {row.switches:.1f} "
+            f"| {row.tokens_per_s:,.0f} |",
             flush=True,
         )
     return 0

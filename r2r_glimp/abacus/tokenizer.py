@@ -1,7 +1,9 @@
-"""The abacus tokenizer: byte-level BPE that has every abacus word as one token, with a chat template.
+"""The abacus tokenizer: byte-level BPE that has every abacus word as one token, with a chat
+template.
 
-Any text can be encoded (bytes are the fallback). As in Qwen, a full stop and the blank line after it are one token; a
-name and the colon that defines it are one too, which lets small models find definitions.
+Any text can be encoded (bytes are the fallback). As in Qwen, a full stop and the blank line after
+it are one token; a name and the colon that defines it are one too, which lets small models find
+definitions.
 """
 
 import random
@@ -29,7 +31,8 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The same tokenizer each time: it is trained on the words of the abacus world, which never change."""
+    """The same tokenizer each time: it is trained on the words of the abacus world, which never
+    change."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

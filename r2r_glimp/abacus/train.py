@@ -1,16 +1,17 @@
 """Train one model of the bundled pair: `python -m r2r_glimp.abacus.train --size llm`.
 
-Plain next-token training on fresh problems of the train split, loss on the solution only. Batches are a function of
-(seed, step), so a run that was killed goes on from its last state file and ends where an undisturbed one would.
+Plain next-token training on fresh problems of the train split, loss on the solution only. Batches
+are a function of (seed, step), so a run that was killed goes on from its last state file and ends
+where an undisturbed one would.
 """
 
 import argparse
 import os
 import random
-import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,10 +22,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from r2r_glimp.abacus.problems import LEVELS, Problem, is_correct, make_problem, problems
 from r2r_glimp.abacus.tokenizer import build_tokenizer
 
-SIZES = {
-    "slm": dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2),
-    "llm": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
+SIZES: dict[str, dict[str, Any]] = {
+    "slm": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2},
+    "llm": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4},
 }
+HEAD_DIM = 32
 TRAINED_LEVELS = (*LEVELS, max(LEVELS) + 1)
 POOL = 8  # batches drawn together and cut by length, so that little is padded
 
@@ -34,8 +36,9 @@ def build_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwe
     config = Qwen3Config(
         **SIZES[size],
         vocab_size=-(-len(tokenizer) // 32) * 32,
-        num_key_value_heads=SIZES[size]["num_attention_heads"] // 2,
-        head_dim=32,
+        num_attention_heads=SIZES[size]["hidden_size"] // HEAD_DIM,
+        num_key_value_heads=SIZES[size]["hidden_size"] // HEAD_DIM // 2,
+        head_dim=HEAD_DIM,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
@@ -48,22 +51,26 @@ def build_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwe
 def chat_prompt(problem: Problem, tokenizer: PreTrainedTokenizerFast) -> str:
     """The problem as one user turn, thinking opened."""
     message = {"role": "user", "content": problem.prompt()}
-    return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
 
 
 def make_batch(
     step: int, args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `labels` of one step, int64 [batch, longest]; labels are -100 on the prompt and the padding."""
+    """`input_ids` and `labels` of one step, int64 [batch, longest]; labels are -100 on the prompt
+    and the padding."""
     rng = random.Random(f"abacus-{args.seed}-{step // POOL}")
     hardest = 1 + int(len(TRAINED_LEVELS) * min(1.0, step / (args.curriculum * args.steps + 1)))
-    prompts, solutions = [], []
+    prompts: list[str] = []
+    solutions: list[str] = []
     while len(prompts) < POOL * args.batch:
         problem = make_problem(rng, rng.choice(TRAINED_LEVELS[:hardest]))
         if problem.split() == "train":
             prompts.append(chat_prompt(problem, tokenizer))
             solutions.append(problem.solution(rng) + tokenizer.eos_token)
-    rows = list(zip(tokenizer(prompts)["input_ids"], tokenizer(solutions)["input_ids"], strict=True))
+    rows = list(
+        zip(tokenizer(prompts)["input_ids"], tokenizer(solutions)["input_ids"], strict=True)
+    )
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
     chunks = [rows[i : i + args.batch] for i in range(0, len(rows), args.batch)]
     rng.shuffle(chunks)
@@ -94,14 +101,18 @@ def accuracy(
     sample = list(islice(problems("validation", levels=TRAINED_LEVELS), num_problems))
     for problem in sample:
         ids = tokenizer(chat_prompt(problem, tokenizer), return_tensors="pt")["input_ids"]
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=160)
-        text = tokenizer.decode(out[0, ids.shape[1] :])
+        out: Any = model.generate(  # type: ignore[misc]
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=160
+        )
+        text = str(tokenizer.decode(out[0, ids.shape[1] :]))
         right.setdefault(problem.level, []).append(is_correct(problem, text))
     model.train()
     return {level: sum(r) / len(r) for level, r in sorted(right.items())}
 
 
-def save_state(path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(
+    path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     tensors = {f"model.{k}": v for k, v in model.named_parameters()}
     for name, parameter in model.named_parameters():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
@@ -124,12 +135,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m r2r_glimp.abacus.train", description=__doc__)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, help="export folder (default: checkpoints/abacus-SIZE)")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/abacus"), help="resume state lives here")
+    parser.add_argument(
+        "--run_dir", type=Path, default=Path("runs/abacus"), help="resume state lives here"
+    )
     parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.7, help="share of the run with a falling learning rate")
-    parser.add_argument("--curriculum", type=float, default=0.15, help="share of the run that adds levels")
+    parser.add_argument(
+        "--decay", type=float, default=0.7, help="share of the run with a falling learning rate"
+    )
+    parser.add_argument(
+        "--curriculum", type=float, default=0.15, help="share of the run that adds levels"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--eval_every", type=int, default=1000)
@@ -144,10 +161,16 @@ def main(argv: list[str] | None = None) -> None:
     model = build_model(args.size, tokenizer, args.seed)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim == 1]
-    groups = [dict(params=decayed, weight_decay=0.1), dict(params=gains, weight_decay=0.0)]
+    groups = [
+        {"params": decayed, "weight_decay": 0.1},
+        {"params": gains, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     first = load_state(state, model, optimizer) if state.exists() else 0
-    print(f"{args.size}: {model.num_parameters():,} parameters, step {first} of {args.steps}", flush=True)
+    print(
+        f"{args.size}: {model.num_parameters():,} parameters, step {first} of {args.steps}",
+        flush=True,
+    )
 
     started, tokens, losses = time.monotonic(), 0, []
     for step in range(first, args.steps):
@@ -155,7 +178,9 @@ def main(argv: list[str] | None = None) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
         positions = torch.arange(ids.shape[1]).expand_as(ids)
-        hidden = model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        hidden = model.model(
+            input_ids=ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
         wanted = labels[:, 1:] != -100
         loss = cross_entropy(model.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
         loss.backward()
@@ -166,16 +191,19 @@ def main(argv: list[str] | None = None) -> None:
         tokens += ids.numel()
         if (step + 1) % 100 == 0:
             rate = tokens / (time.monotonic() - started)
-            print(f"step {step + 1} loss {sum(losses) / len(losses):.4f} {rate:,.0f} tok/s", flush=True)
+            print(
+                f"step {step + 1} loss {sum(losses) / len(losses):.4f} {rate:,.0f} tok/s",
+                flush=True,
+            )
             losses.clear()
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             save_state(state, step + 1, model, optimizer)
             report = accuracy(model, tokenizer, args.eval_problems)
             print(f"step {step + 1} accuracy {report}", flush=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
     print(f"saved {out}; try: r2r-glimp generate 'Say hats 4.\\nCups: hats + 3.\\nHow many cups?'")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,1 +1,2 @@
-"""Paged attention under unmodified Hugging Face models: one registered function, backends behind it."""
+"""Paged attention under unmodified Hugging Face models: one registered function, backends behind
+it."""

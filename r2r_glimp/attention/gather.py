@@ -1,14 +1,16 @@
-"""The gather backend: paged K/V storage of one model, and attention over it by batched matrix products.
+"""The gather backend: paged K/V storage of one model, and attention over it by batched matrix
+products.
 
 Plain torch, so it runs on every device and is what faster backends are checked against.
 
-    keys[layer]   [slots, K, D]     slot = block * 16 + position in block; block 0 is all zeros and pads ragged rows
+    keys[layer]   [slots, K, D]     slot = block * 16 + position in block; block 0 is all zeros and
+    pads ragged rows
 
-Rows with few new tokens (decode, short catch-up) are padded to one batch; long prefill chunks run one at a time. The
-index tensors of a batch are planned once and used by every layer.
+Rows with few new tokens (decode, short catch-up) are padded to one batch; long prefill chunks run
+one at a time. The index tensors of a batch are planned once and used by every layer.
 
-Shape suffixes: T tokens of the ragged batch, N rows, S new tokens of a row, C context of a row, Q query heads, K
-key/value heads, G = Q / K, D head size.
+Shape suffixes: T tokens of the ragged batch, N rows, S new tokens of a row, C context of a row, Q
+query heads, K key/value heads, G = Q / K, D head size.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +26,8 @@ SHORT_ROW = 8  # rows with at most this many new tokens share one padded batch
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """New tokens of one sequence: `tokens` stand at positions `start`, `start + 1`, … of the table `blocks`."""
+    """New tokens of one sequence: `tokens` stand at positions `start`, `start + 1`, … of the table
+    `blocks`."""
 
     tokens: list[int]
     start: int
@@ -57,7 +60,6 @@ class _Group:
             self.masks[sliding_window] = mask
         return self.masks[sliding_window]
 
-
     def to(self, device: torch.device) -> "_Group":
         return _Group(
             self.query_NS.to(device),
@@ -84,10 +86,7 @@ class GatherBackend:
         slots = (num_blocks + 1) * BLOCK_SIZE
         self.device = device
         self.keys, self.values = (
-            [
-                torch.zeros(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device)
-                for s in layers
-            ]
+            [torch.zeros(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device) for s in layers]
             for _ in range(2)
         )
 
@@ -158,7 +157,9 @@ def _group(members: list[tuple[int, Row, Tensor]]) -> _Group:
     return _Group(
         query_NS=first_N.unsqueeze(1) + step_NS,
         real_NS=real_NS,
-        context_NC=torch.nn.utils.rnn.pad_sequence([slots for _, _, slots in members], batch_first=True),
+        context_NC=torch.nn.utils.rnn.pad_sequence(
+            [slots for _, _, slots in members], batch_first=True
+        ),
         query_positions_NS=start_N.unsqueeze(1) + step_NS,
         lengths_N=start_N + new_N,
     )
@@ -172,7 +173,8 @@ def _attend(
     spec: LayerSpec,
     sinks_Q: Tensor | None,
 ) -> Tensor:
-    """Softmax attention with the query heads of a group packed beside the new tokens, output [N, S, Q, D]."""
+    """Softmax attention with the query heads of a group packed beside the new tokens, output [N, S,
+    Q, D]."""
     N, S, Q, D = query_NSQD.shape
     K = spec.kv_heads
     G = Q // K

@@ -1,7 +1,9 @@
-"""The one function registered with transformers' `AttentionInterface`, and the probe that proves a model uses it.
+"""The one function registered with transformers' `AttentionInterface`, and the probe that proves a
+model uses it.
 
-Every layer of every model calls `paged_attention`; the paged context travels as a keyword argument of the model call.
-What a layer asks for (scaling, sliding window, softcap, sinks) is honoured or refused by name.
+Every layer of every model calls `paged_attention`; the paged context travels as a keyword argument
+of the model call. What a layer asks for (scaling, sliding window, softcap, sinks) is honoured or
+refused by name.
 
 Shape suffixes: T tokens of the ragged batch, Q query heads, K key/value heads, D head size.
 """
@@ -16,16 +18,18 @@ from transformers import AttentionInterface, PreTrainedModel
 from r2r_glimp.core import CheckpointError
 
 IMPLEMENTATION = "r2r_glimp_paged"
-# What attention layers pass along that changes nothing here: masks and positions are the plan's business.
+# What attention layers pass along that changes nothing here: masks and positions are the plan's
+# business.
 _HARMLESS = frozenset(
-    "dropout position_ids cache_position past_key_values use_cache output_attentions output_hidden_states "
-    "position_embeddings paged training return_dict output_router_logits".split()
+    "dropout position_ids cache_position past_key_values use_cache output_attentions "
+    "output_hidden_states position_embeddings training return_dict output_router_logits".split()
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What one layer needs of a backend: its KV geometry and the variant of attention it computes."""
+    """What one layer needs of a backend: its KV geometry and the variant of attention it
+    computes."""
 
     kv_heads: int
     head_dim: int
@@ -38,7 +42,15 @@ class LayerSpec:
 class PagedContext(Protocol):
     """What the engine passes to a model call: a backend bound to one planned batch."""
 
-    def attend(self, layer: int, query_TQD: Tensor, key_TKD: Tensor, value_TKD: Tensor, spec: LayerSpec, sinks_Q: Tensor | None) -> Tensor:  # fmt: skip
+    def attend(
+        self,
+        layer: int,
+        query_TQD: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        spec: LayerSpec,
+        sinks_Q: Tensor | None,
+    ) -> Tensor:
         """Write the new keys and values, return the attention output [T, Q, D]."""
         ...
 
@@ -64,16 +76,26 @@ def paged_attention(
     """
     name = type(module).__name__
     if paged is None:
-        raise CheckpointError(f"{name} did not pass the paged context on: this architecture is not supported")
+        raise CheckpointError(
+            f"{name} did not pass the paged context on: this architecture is not supported"
+        )
     if is_causal is False or not getattr(module, "is_causal", True):
-        raise CheckpointError(f"{name} attends in both directions: only causal language models are supported")
+        raise CheckpointError(
+            f"{name} attends in both directions: only causal language models are supported"
+        )
     if attention_mask is not None:
-        raise CheckpointError(f"{name} builds its own attention mask: this architecture is not supported")
+        raise CheckpointError(
+            f"{name} builds its own attention mask: this architecture is not supported"
+        )
     for option, given in kwargs.items():
         if option not in _HARMLESS and given is not None and given is not False:
-            raise CheckpointError(f"{name} asks for {option!r} in its attention, which is not supported")
+            raise CheckpointError(
+                f"{name} asks for {option!r} in its attention, which is not supported"
+            )
     if value.shape[-1] != key.shape[-1]:
-        raise CheckpointError(f"{name} has values of another width than its keys, which is not supported")
+        raise CheckpointError(
+            f"{name} has values of another width than its keys, which is not supported"
+        )
     spec = LayerSpec(
         kv_heads=key.shape[1],
         head_dim=key.shape[3],
@@ -102,7 +124,15 @@ class _Probe:
     def __init__(self) -> None:
         self.layers: dict[int, LayerSpec] = {}
 
-    def attend(self, layer: int, query_TQD: Tensor, key_TKD: Tensor, value_TKD: Tensor, spec: LayerSpec, sinks_Q: Tensor | None) -> Tensor:  # fmt: skip
+    def attend(
+        self,
+        layer: int,
+        query_TQD: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        spec: LayerSpec,
+        sinks_Q: Tensor | None,
+    ) -> Tensor:
         if layer in self.layers:
             raise CheckpointError(f"layer {layer} attends twice, which is not supported")
         self.layers[layer] = spec
@@ -116,20 +146,22 @@ def install(model: PreTrainedModel) -> list[LayerSpec]:
         The spec of every layer, in order.
 
     Raises:
-        CheckpointError: the architecture bypasses `AttentionInterface`, keeps other state, or asks for a variant that
-            is not supported; it is named.
+        CheckpointError: the architecture bypasses `AttentionInterface`, keeps other state, or asks
+            for a variant that is not supported; it is named.
     """
     architecture = type(model).__name__
     refusal = f"{architecture} cannot run on the paged engine: "
     if not getattr(model, "_supports_attention_backend", False):
-        raise CheckpointError(refusal + "it does not dispatch attention through transformers' AttentionInterface")
+        raise CheckpointError(
+            refusal + "it does not dispatch attention through transformers' AttentionInterface"
+        )
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     unsupported = kinds - {"full_attention", "sliding_attention"}
     if unsupported:
         raise CheckpointError(refusal + f"it has layers of kind {', '.join(sorted(unsupported))}")
     probe = _Probe()
-    device = model.get_input_embeddings().weight.device
+    device = model.device
     ids = torch.zeros((1, 2), dtype=torch.long, device=device)
     try:
         model.set_attn_implementation(IMPLEMENTATION)
@@ -146,5 +178,7 @@ def install(model: PreTrainedModel) -> list[LayerSpec]:
         raise CheckpointError(refusal + f"the load probe failed ({error})") from error
     missing = sorted(set(range(config.num_hidden_layers)) - set(probe.layers))
     if missing:
-        raise CheckpointError(refusal + f"layers {missing} never reached the registered attention function")
+        raise CheckpointError(
+            refusal + f"layers {missing} never reached the registered attention function"
+        )
     return [probe.layers[i] for i in sorted(probe.layers)]

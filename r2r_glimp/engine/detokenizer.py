@@ -1,17 +1,18 @@
 """Incremental detokenisation: tokens in, readable text out, never half a character.
 
-A character belongs to the token that completes it. Works on a window of tokens, so the cost of a token does not grow
-with the text.
+A character belongs to the token that completes it. Works on a window of tokens, so the cost of a
+token does not grow with the text.
 """
 
 from transformers import PreTrainedTokenizerBase
 
-MAX_PENDING = 8  # no character is longer; what is still unreadable after that is not UTF-8 and is shown as it is
+MAX_PENDING = 8  # no character is longer; what is unreadable after that is shown as it is
 CONTEXT = 6  # tokens before the first one that may change how it is written (a leading space, say)
 
 
 class Detokenizer:
-    """Turns one timeline's new tokens into text; special tokens stay visible (think tags must be seen)."""
+    """Turns one timeline's new tokens into text; special tokens stay visible (think tags must be
+    seen)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> None:
         self._tokenizer = tokenizer
@@ -44,4 +45,4 @@ class Detokenizer:
         return text[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))

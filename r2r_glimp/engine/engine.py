@@ -1,15 +1,18 @@
 """The engine: many requests, two models, one tick at a time.
 
-A tick: admit; run the SLM over every row whose turn it is, prompts chunked under a token budget; score the rows that
-stand at a decision point; run the LLM over the rows that wait for it; append, check stops, emit events. There are no
-phases: prefill, decode and catch-up are all "model m computes `tokens[num_computed[m]:]`, look at the last row".
+A tick: admit; run the SLM over every row whose turn it is, prompts chunked under a token budget;
+score the rows that stand at a decision point; run the LLM over the rows that wait for it; append,
+check stops, emit
+events. There are no
+phases: prefill, decode and catch-up are all "model m computes `tokens[num_computed[m]:]`, look at
+    the last row".
 """
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -35,6 +38,7 @@ from r2r_glimp.engine.memory import num_blocks_for, parse_bytes
 from r2r_glimp.engine.prompts import encode_prompt, prompt_tail
 from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
+from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.kv.manager import KVManager
 from r2r_glimp.models.pair import ModelPair
@@ -76,20 +80,16 @@ class Engine:
         llm_max_wait: int = 4,
         prefix_cache: bool = True,
     ) -> None:
-        for name, value in dict(
-            max_batch=max_batch, max_batch_tokens=max_batch_tokens, llm_min_batch=llm_min_batch
-        ).items():
-            if value < 1:
-                raise UsageError(f"{name}={value!r} is out of range: 1 or more")
+        if min(max_batch, max_batch_tokens, llm_min_batch) < 1:
+            raise UsageError("max_batch, max_batch_tokens and llm_min_batch must be 1 or more")
         self.pair = pair
-        self.max_batch = max_batch
-        self.max_batch_tokens = max_batch_tokens
         self.llm_min_batch = llm_min_batch
         self.llm_max_wait = llm_max_wait
         self.shared = pair.same_vocabulary
         # One runner each, unless both roles are played by one loaded model.
         slm = ModelRunner(pair.slm)
         self.runners = (slm, slm if pair.llm is pair.slm else ModelRunner(pair.llm))
+        self._named_routers: dict[str, Router] = {}
         self.router = self._load_router(router)
         bytes_per_token = sum(runner.kv_bytes_per_token for runner in self.runners)
         self.kv_bytes = parse_bytes(kv_memory)
@@ -99,8 +99,7 @@ class Engine:
         self.kv = KVManager(num_blocks, shared=self.shared, prefix_cache=prefix_cache)
         log.info("KV of %s holds %s tokens of both models", kv_memory, f"{self.kv.capacity:,}")
         self.tags = find_tags(pair.slm.tokenizer.get_vocab())
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.scheduler = Scheduler(self.kv, max_batch=max_batch, max_batch_tokens=max_batch_tokens)
         self._events: list[Event] = []
         self._arrivals = 0
         self._warned_undelimited = False
@@ -126,13 +125,19 @@ class Engine:
             UsageError, DataError: the request cannot run; nothing is queued.
         """
         sampling, routing = sampling or SamplingParams(), routing or RoutingParams()
-        route = Route.resolve(routing, self._load_router(routing.router or self.router), shared=self.shared)
+        route = Route.resolve(
+            routing, self._load_router(routing.router or self.router), shared=self.shared
+        )
         prompts = self._encode(prompt, sampling)
         if request_id is None:
             request_id = f"request-{self._arrivals}"
         room = min(self.kv.capacity, *(self.pair[m].context_length for m in Model))
         longest = max(map(len, prompts))
-        max_tokens = room - longest if sampling.max_tokens is None else min(sampling.max_tokens, room - longest)
+        max_tokens = (
+            room - longest
+            if sampling.max_tokens is None
+            else min(sampling.max_tokens, room - longest)
+        )
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         tail = prompt_tail(prompts[Model.SLM], self.pair.slm.tokenizer, self.tags)
         for index in range(sampling.n):
@@ -156,17 +161,24 @@ class Engine:
                 trace={} if routing.trace else None,
             )
             self._arrivals += 1
-            self.waiting.append(sequence)
+            self.scheduler.waiting.append(sequence)
         return request_id
 
     def abort(self, request_id: str) -> None:
-        """End a request's completions; what they wrote so far is reported with finish reason `abort`."""
-        for sequence in [s for s in (*self.running, *self.waiting) if s.request_id == request_id]:
+        """End a request's completions; what they wrote so far is reported with finish reason
+        `abort`."""
+        for sequence in self.scheduler.find(request_id):
             self._finish(sequence, "abort")
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        """Whether a request waits or runs."""
+        return self.scheduler.has_work
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences that run, oldest first."""
+        return self.scheduler.running
 
     def generate(
         self,
@@ -175,7 +187,8 @@ class Engine:
         routing: RoutingParams | None = None,
         on_finish: Callable[[RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
-        """Generate for one prompt or many, all at once; outputs in the order of the prompts, then of `n`.
+        """Generate for one prompt or many, all at once; outputs in the order of the prompts, then
+        of `n`.
 
         Args:
             on_finish: called with each output as it finishes, in any order.
@@ -202,7 +215,10 @@ class Engine:
         return [outputs[key] for key in sorted(outputs)]
 
     def stream(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, routing: RoutingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        routing: RoutingParams | None = None,
     ) -> Iterator[Event]:
         """Generate for one prompt, event by event; closing the iterator aborts the request."""
         num_open = sampling.n if sampling else 1
@@ -220,7 +236,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         """One tick; what happened in it, for all requests."""
-        self._admit()
+        self.scheduler.admit()
         slm = [s for s in self.running if s.policy.turn is not Turn.LLM]
         if slm:
             self._run(Model.SLM, slm)
@@ -239,32 +255,13 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Assert that every KV block is accounted for."""
-        self.kv.check_integrity([pair for s in self.running for pair in s.distinct_timelines])
-        for sequence in self.running:
-            for model in Model:
-                assert 0 <= sequence.num_computed[model] <= len(sequence.timelines[model].tokens)
-
-    def _admit(self) -> None:
-        """Move waiting sequences in while blocks for all they have so far, and one more token, are to be had."""
-        while self.waiting and len(self.running) < self.max_batch:
-            sequence = self.waiting[0]
-            for timeline, model in sequence.distinct_timelines:
-                self.kv.match(timeline, model)
-            if not all(
-                self.kv.reserve(timeline, len(timeline.tokens) + 1, model)
-                for timeline, model in sequence.distinct_timelines
-            ):
-                self._release(sequence)
-                return
-            for model in Model:
-                sequence.num_computed[model] = self.kv.num_filled(sequence.timelines[model], model)
-            sequence.stats.prefix_hits += sequence.num_computed[Model.SLM]
-            self.running.append(self.waiting.popleft())
-            self.running.sort(key=lambda s: s.arrival)
+        self.scheduler.check_integrity()
 
     def _run(self, model: Model, candidates: list[Sequence]) -> None:
-        """Run one model over as many of the sequences as fit a forward pass, oldest first."""
-        batch = self._schedule(model, candidates)
+        """Run one model over as many of the sequences as fit a forward pass."""
+        for sequence in candidates:
+            self._sync(sequence, model)
+        batch = self.scheduler.schedule(model, candidates)
         if not batch:
             return
         wanted = [self._num_wanted(sequence, row, model) for sequence, row in batch]
@@ -278,9 +275,11 @@ class Engine:
         offset, ready, last = 0, [], []
         for (sequence, row), num_wanted in zip(batch, wanted, strict=True):
             first, offset = offset, offset + num_wanted
-            self._advance(sequence, row, model)
+            self.scheduler.advance(sequence, row, model)
             if not all(finite[first:offset]):
-                self._fail(sequence, f"the {model.name} gave NaN logits at position {len(sequence.tokens)}")
+                self._fail(
+                    sequence, f"the {model.name} gave NaN logits at position {len(sequence.tokens)}"
+                )
                 continue
             if sequence.trace is not None and model is Model.LLM and self.shared:
                 self._trace_catch_up(sequence, row, rows, first, offset)
@@ -290,27 +289,6 @@ class Engine:
         if ready:
             self._write(model, ready, rows, last)
 
-    def _schedule(self, model: Model, candidates: list[Sequence]) -> list[tuple[Sequence, Row]]:
-        """Rows of the next forward pass, with blocks reserved; preempts the newest sequences where blocks run out."""
-        budget, batch = self.max_batch_tokens, []
-        for sequence in candidates:
-            if budget == 0:
-                break
-            if sequence not in self.running:
-                continue  # preempted for an older one
-            self._sync(sequence, model)
-            timeline, start = sequence.timelines[model], sequence.num_computed[model]
-            end = min(len(timeline.tokens), start + budget)
-            while not self.kv.reserve(timeline, end, model):
-                victim = self.running[-1]
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-            else:
-                batch.append((sequence, Row(timeline.tokens[start:end], start, timeline.blocks)))
-                budget -= end - start
-        return [(sequence, row) for sequence, row in batch if sequence in self.running]
-
     def _num_wanted(self, sequence: Sequence, row: Row, model: Model) -> int:
         """Of how many of a row's last tokens the logits are wanted."""
         timeline = sequence.timelines[model]
@@ -318,18 +296,9 @@ class Engine:
             return max(0, row.end - max(row.start, timeline.num_prompt_tokens - 1))
         return int(row.end == len(timeline.tokens))
 
-    def _advance(self, sequence: Sequence, row: Row, model: Model) -> None:
-        """Move a model's cursor over a computed row."""
-        sequence.num_computed[model] = row.end
-        self.kv.commit(sequence.timelines[model], row.start, row.end, model)
-        if model is Model.LLM:
-            sequence.stats.llm_computed += len(row.tokens)
-            sequence.ticks_waiting = 0
-        else:
-            sequence.stats.slm_computed += len(row.tokens)
-
     def _write(self, model: Model, sequences: list[Sequence], rows: Rows, last: list[int]) -> None:
-        """Sample from each sequence's last row; the SLM's proposals at decision points are scored first."""
+        """Sample from each sequence's last row; the SLM's proposals at decision points are scored
+        first."""
         index = torch.tensor(last, device=rows.logits_RV.device)
         logits = rows.logits_RV[index]
         stream = Stream(model)
@@ -349,15 +318,20 @@ class Engine:
                 self._close_thinking(sequence)
 
     def _decide(
-        self, sequences: list[Sequence], tokens: list[int], hidden: torch.Tensor, logits: torch.Tensor
+        self,
+        sequences: list[Sequence],
+        tokens: list[int],
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
     ) -> set[int]:
-        """Score the SLM's proposals where a decision is due; indices of those that go to the LLM."""
+        """Score the SLM's proposals where a decision is due; indices of those that go to the
+        LLM."""
         by_router: dict[Router, list[int]] = {}
         for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             policy = sequence.policy
             if policy.turn is not Turn.DECIDE:
                 continue
-            if policy.in_opening and policy.is_opening(self.pair.slm.tokenizer.decode([token])):
+            if policy.in_opening and policy.is_opening(self._text_of(token)):
                 continue
             by_router.setdefault(policy.route.router, []).append(i)
         if not by_router:
@@ -376,6 +350,9 @@ class Engine:
                 if self._verdict(sequences[i], score, tokens[i]):
                     deferred.add(i)
         return deferred
+
+    def _text_of(self, token: int) -> str:
+        return str(self.pair.slm.tokenizer.decode([token]))
 
     def _verdict(self, sequence: Sequence, score: float, token: int) -> bool:
         policy = sequence.policy
@@ -401,7 +378,8 @@ class Engine:
     def _append(
         self, sequence: Sequence, model: Model, token: int, logprob: TokenLogprob | None = None
     ) -> None:
-        """Write one token: to the timeline, the text, the policy and the event stream; then check the stops."""
+        """Write one token: to the timeline, the text, the policy and the event stream; then check
+        the stops."""
         switched = bool(sequence.sources) and sequence.sources[-1] is not model
         position = len(sequence.tokens)
         sequence.stats.switches += switched
@@ -415,14 +393,18 @@ class Engine:
             sequence.logprobs.append(logprob)
         if sequence.trace is not None:
             known = sequence.trace.get(position) or Decision(position, model.label, token)
-            phase = "answer" if sequence.policy.section == "answer" else "thinking"
+            phase: Literal["thinking", "answer"] = (
+                "answer" if sequence.policy.section == "answer" else "thinking"
+            )
             sequence.trace[position] = replace(known, token=token, phase=phase)
         timeline = sequence.timelines[model]
         timeline.tokens.append(token)
 
         sampling = sequence.sampling
         reason: FinishReason | None = None
-        if token in sampling.stop_token_ids or (token in sequence.eos_ids[model] and not sampling.ignore_eos):
+        if token in sampling.stop_token_ids or (
+            token in sequence.eos_ids[model] and not sampling.ignore_eos
+        ):
             reason = "stop"
         else:
             detokenizer = sequence.detokenizers[model]
@@ -439,7 +421,13 @@ class Engine:
             self._finish(sequence, reason, quiet=True)
         self._events.append(
             TokenEvent(
-                sequence.request_id, sequence.index, position, token, model.label, sequence.take_readable(), logprob
+                sequence.request_id,
+                sequence.index,
+                position,
+                token,
+                model.label,
+                sequence.take_readable(),
+                logprob,
             )
         )
         if reason:
@@ -447,7 +435,8 @@ class Engine:
 
     def _out_of_room(self, sequence: Sequence) -> bool:
         return any(
-            len(sequence.timelines[m].tokens) >= min(self.pair[m].context_length, self.kv.capacity) for m in Model
+            len(sequence.timelines[m].tokens) >= min(self.pair[m].context_length, self.kv.capacity)
+            for m in Model
         )
 
     def _close_thinking(self, sequence: Sequence) -> None:
@@ -465,7 +454,8 @@ class Engine:
                 return
 
     def _sync(self, sequence: Sequence, model: Model) -> None:
-        """With two tokenizers: give a model's timeline the text the other one wrote since it last ran."""
+        """With two tokenizers: give a model's timeline the text the other one wrote since it last
+        ran."""
         timeline = sequence.timelines[model]
         if sequence.shared or timeline.num_chars == len(sequence.text):
             return
@@ -483,13 +473,11 @@ class Engine:
         if sequence.looped and reason in ("stop", "length"):
             reason = "repetition"
         if sequence.end is None:
-            sequence.text += sequence.detokenizers[sequence.sources[-1] if sequence.sources else 0].flush()
+            sequence.text += sequence.detokenizers[
+                sequence.sources[-1] if sequence.sources else 0
+            ].flush()
         sequence.finish_reason = reason
-        self._release(sequence, forget=reason == "error")
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
+        self.scheduler.remove(sequence, forget=reason == "error")
         self._warn_undelimited(sequence)
         if not quiet:
             self._events.append(FinishEvent(sequence.request_id, sequence.index, sequence.output()))
@@ -500,19 +488,9 @@ class Engine:
         log.error("%s: %s", sequence.request_id, message)
         self._finish(sequence, "error")
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's blocks and put it back to the front of the queue; it is recomputed later."""
-        self._release(sequence)
-        self.running.remove(sequence)
-        self.waiting.appendleft(sequence)
-        sequence.stats.preemptions += 1
-
-    def _release(self, sequence: Sequence, *, forget: bool = False) -> None:
-        for timeline, model in sequence.distinct_timelines:
-            self.kv.free(timeline, model, forget=forget)
-        sequence.num_computed = [0, 0]
-
-    def _trace_catch_up(self, sequence: Sequence, row: Row, rows: Rows, first: int, offset: int) -> None:
+    def _trace_catch_up(
+        self, sequence: Sequence, row: Row, rows: Rows, first: int, offset: int
+    ) -> None:
         """Record what the LLM would have written at each generated position it caught up over."""
         assert sequence.trace is not None
         num_prompt = sequence.timelines[Model.LLM].num_prompt_tokens
@@ -524,18 +502,26 @@ class Engine:
     def _warn_undelimited(self, sequence: Sequence) -> None:
         policy = sequence.policy
         limit = policy.route.params.max_step_tokens
-        if policy.route.granularity == "step" and policy.num_thinking >= limit and not policy.num_delimiters:
+        if (
+            policy.route.granularity == "step"
+            and policy.num_thinking >= limit
+            and not policy.num_delimiters
+        ):
             if not self._warned_undelimited:
                 log.warning(
-                    "%s thought for %d tokens without a step delimiter (%s): steps were cut every %d tokens; "
-                    "choose another delimiter for this model",
+                    "%s thought for %d tokens without a step delimiter (%s): steps were cut "
+                    "every %d tokens; choose another delimiter for this model",
                     sequence.request_id, policy.num_thinking, policy.route.params.delimiter, limit,
                 )  # fmt: skip
             self._warned_undelimited = True
 
     def _load_router(self, router: str | Router) -> Router:
+        """The router of a request; one object per name, so that requests that name the same are
+        scored together."""
         if isinstance(router, str):
-            router = named_router(router)
+            if router not in self._named_routers:
+                self._named_routers[router] = named_router(router)
+            return self._named_routers[router]
         bind = getattr(router, "bind", None)
         if bind is not None:
             bind(self.pair.slm)
@@ -547,12 +533,16 @@ class Engine:
         for model, ids in zip(Model, prompts, strict=True):
             context = self.pair[model].context_length
             if len(ids) >= context:
-                raise UsageError(f"the prompt has {len(ids):,} tokens, the {model.name}'s context only {context:,}")
+                raise UsageError(
+                    f"the prompt has {len(ids):,} tokens, "
+                    f"the {model.name}'s context only {context:,}"
+                )
             wanted = len(ids) + min(sampling.max_tokens or context, context - len(ids))
             if wanted > self.kv.capacity:
                 raise UsageError(
-                    f"kv_memory is too small for one request: it may take {wanted:,} tokens (prompt and max_tokens), "
-                    f"{self.kv.capacity:,} fit; raise --kv_memory or lower --max_tokens"
+                    f"kv_memory is too small for one request: it may take {wanted:,} tokens "
+                    f"(prompt and max_tokens), {self.kv.capacity:,} fit; raise --kv_memory "
+                    "or lower --max_tokens"
                 )
         return prompts
 

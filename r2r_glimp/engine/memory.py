@@ -5,7 +5,16 @@ import re
 from r2r_glimp.core import UsageError
 from r2r_glimp.kv.pool import BLOCK_SIZE
 
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
 
 
 def parse_bytes(size: str | int) -> int:
@@ -16,7 +25,9 @@ def parse_bytes(size: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if not match or match[2].upper() not in _UNITS:
-        raise UsageError(f"kv_memory={size!r} is not a size: write 512MiB, 2GiB or a number of bytes")
+        raise UsageError(
+            f"kv_memory={size!r} is not a size: write 512MiB, 2GiB or a number of bytes"
+        )
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -29,7 +40,7 @@ def num_blocks_for(kv_bytes: int, bytes_per_token: int) -> int:
     num_blocks = kv_bytes // (bytes_per_token * BLOCK_SIZE)
     if num_blocks < 1:
         raise UsageError(
-            f"kv_memory of {kv_bytes:,} bytes is too small: one block of {BLOCK_SIZE} tokens of both models takes "
-            f"{bytes_per_token * BLOCK_SIZE:,} bytes"
+            f"kv_memory of {kv_bytes:,} bytes is too small: one block of {BLOCK_SIZE} tokens "
+            f"of both models takes {bytes_per_token * BLOCK_SIZE:,} bytes"
         )
     return num_blocks

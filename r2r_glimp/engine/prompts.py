@@ -1,5 +1,9 @@
 """Prompts: text, chat messages or token ids to the token ids each model reads."""
 
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
 from r2r_glimp.core import DataError, Model, Prompt, UsageError
 from r2r_glimp.models.pair import LoadedModel, ModelPair
 from r2r_glimp.routing.tags import ThinkTags, section_of
@@ -8,22 +12,30 @@ from r2r_glimp.routing.tags import ThinkTags, section_of
 def encode_prompt(
     prompt: Prompt, pair: ModelPair, tags: ThinkTags | None, *, shared: bool
 ) -> tuple[list[int], list[int]]:
-    """The prompt's ids for the SLM and for the LLM: the same list where the pair shares a vocabulary.
+    """The prompt's ids for the SLM and for the LLM: the same list where the pair shares a
+    vocabulary.
 
-    Messages go through each model's own chat template. With two tokenizers, thinking that one template opens is opened
-    for the other model too, so that the tag stands once in both.
+    Messages go through each model's own chat template. With two tokenizers, thinking that one
+    template opens is opened for the other model too, so that the tag stands once in both.
 
     Raises:
         DataError: empty, or not encodable.
-        UsageError: token ids for a pair with two tokenizers, ids out of range, or messages without a chat template.
+        UsageError: token ids for a pair with two tokenizers, ids out of range, or messages without
+            a chat template.
     """
     if shared:
         ids = _encode(prompt, pair.slm)
         return ids, ids
     if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
-        raise UsageError("token ids mean different text to the two tokenizers of this pair: pass text or messages")
+        raise UsageError(
+            "token ids mean different text to the two tokenizers of this pair: "
+            "pass text or messages"
+        )
     slm, llm = (_encode(prompt, pair[model]) for model in Model)
-    sections = [section_of(prompt_tail(ids, pair[m].tokenizer, tags), tags) for m, ids in zip(Model, (slm, llm), strict=True)]
+    sections = [
+        section_of(prompt_tail(ids, pair[m].tokenizer, tags), tags)
+        for m, ids in zip(Model, (slm, llm), strict=True)
+    ]
     if tags is not None and "thinking" in sections:
         for model, ids, section in zip(Model, (slm, llm), sections, strict=True):
             if section != "thinking":
@@ -31,13 +43,13 @@ def encode_prompt(
     return slm, llm
 
 
-def prompt_tail(ids: list[int], tokenizer, tags: ThinkTags | None) -> str:  # type: ignore[no-untyped-def]
+def prompt_tail(ids: list[int], tokenizer: PreTrainedTokenizerBase, tags: ThinkTags | None) -> str:
     """The prompt's text after its last special token; a think tag a user typed stands before it."""
-    special = set(tokenizer.all_special_ids)
-    if tags is not None:
-        special -= set(tokenizer.convert_tokens_to_ids([tags.open, tags.close]))
+    thinking = (tags.open, tags.close) if tags else ()
+    names = [token for token in tokenizer.all_special_tokens if token not in thinking]
+    special = {int(tokenizer.convert_tokens_to_ids(name)) for name in names}  # type: ignore[arg-type]
     start = next((i for i in range(len(ids), 0, -1) if ids[i - 1] in special), 0)
-    return tokenizer.decode(ids[start:], skip_special_tokens=False)
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=False))
 
 
 def _encode(prompt: Prompt, loaded: LoadedModel) -> list[int]:
@@ -48,9 +60,10 @@ def _encode(prompt: Prompt, loaded: LoadedModel) -> list[int]:
         ids = tokenizer(_valid(prompt))["input_ids"]
     elif prompt and all(isinstance(t, int) for t in prompt):
         ids = list(prompt)
-        size = loaded.model.get_input_embeddings().weight.shape[0]
+        size = loaded.fingerprint.vocab_size
         if not all(0 <= t < size for t in ids):
-            raise DataError(f"token ids must be 0 to {size - 1:,}: got {next(t for t in ids if not 0 <= t < size)}")
+            bad = next(t for t in ids if not 0 <= t < size)
+            raise DataError(f"token ids must be 0 to {size - 1:,}: got {bad}")
     else:
         ids = _encode_messages(prompt, loaded)
     if not ids:
@@ -58,16 +71,22 @@ def _encode(prompt: Prompt, loaded: LoadedModel) -> list[int]:
     return ids
 
 
-def _encode_messages(messages: Prompt, loaded: LoadedModel) -> list[int]:
+def _encode_messages(messages: Any, loaded: LoadedModel) -> list[int]:
     if not messages:
         raise DataError("the prompt is empty")
     for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise DataError(f"a chat message needs the strings `role` and `content`: got {message!r:.80}")
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(k), str) for k in ("role", "content")
+        ):
+            raise DataError(
+                f"a chat message needs the strings `role` and `content`: got {message!r:.80}"
+            )
         _valid(message["content"])
     if loaded.tokenizer.chat_template is None:
         raise UsageError(f"{loaded.name} has no chat template: pass the prompt as text")
-    text = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text = loaded.tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True
+    )
     return loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -1,4 +1,5 @@
-"""Model runner: rows of new tokens in, hidden states and logits of the wanted rows out. One per model.
+"""Model runner: rows of new tokens in, hidden states and logits of the wanted rows out. One per
+model.
 
 Knows nothing about requests, routing or sampling.
 """
@@ -16,7 +17,8 @@ from r2r_glimp.models.pair import LoadedModel
 
 @dataclass(slots=True)
 class Rows:
-    """What a forward pass gave for the wanted rows, in batch order: R rows, H hidden size, V vocabulary."""
+    """What a forward pass gave for the wanted rows, in batch order: R rows, H hidden size, V
+    vocabulary."""
 
     hidden_RH: Tensor
     logits_RV: Tensor
@@ -55,10 +57,14 @@ class ModelRunner:
 
         Args:
             rows: new tokens with their positions and block tables.
-            wanted: for each row, of how many of its last tokens hidden state and logits are wanted (0: none).
+            wanted: for each row, of how many of its last tokens hidden state and logits are wanted
+                (0: none).
         """
         assert self.backend is not None, "allocate() comes first"
-        tokens, positions, kept, offset = [], [], [], 0
+        tokens: list[int] = []
+        positions: list[int] = []
+        kept: list[int] = []
+        offset = 0
         for row, num_wanted in zip(rows, wanted, strict=True):
             tokens += row.tokens
             positions += range(row.start, row.end)

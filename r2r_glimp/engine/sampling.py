@@ -1,7 +1,8 @@
 """Sampling: logits to tokens, vectorised over rows with different parameters.
 
-The only randomness is one number per (seed, position, stream), made by a counter-based hash. So a request's text does
-not depend on its batch mates, survives preemption, and is the same on every device up to rounding.
+The only randomness is one number per (seed, position, stream), made by a counter-based hash. So a
+request's text does not depend on its batch mates, survives preemption, and is the same on every
+device up to rounding.
 """
 
 from enum import IntEnum
@@ -33,7 +34,8 @@ def uniform(seed: int, position: int, stream: Stream) -> float:
 
 
 def sample(logits_NV: Tensor, params: list[SamplingParams], uniforms: list[float]) -> list[int]:
-    """One token per row, by inverse transform over the filtered distribution, likeliest token first.
+    """One token per row, by inverse transform over the filtered distribution, likeliest token
+    first.
 
     Filters in the order temperature, top-k, top-p, min-p, as transformers applies them.
     """
@@ -54,7 +56,9 @@ def sample(logits_NV: Tensor, params: list[SamplingParams], uniforms: list[float
         probs = probs / probs.sum(-1, keepdim=True)
         before = probs.cumsum(-1) - probs
         # The likeliest token always stays, as in transformers' warpers.
-        keep = (before < column([p.top_p for p in chosen])) & (probs >= column([p.min_p for p in chosen]) * probs[:, :1])
+        keep = (before < column([p.top_p for p in chosen])) & (
+            probs >= column([p.min_p for p in chosen]) * probs[:, :1]
+        )
         keep[:, 0] = True
         probs = probs * keep
         total = probs.cumsum(-1)
@@ -65,7 +69,8 @@ def sample(logits_NV: Tensor, params: list[SamplingParams], uniforms: list[float
 
 
 def token_logprob(logits_V: Tensor, token: int, num_top: int) -> TokenLogprob:
-    """Log-probability of a token at temperature 1, and the `num_top` likeliest tokens with theirs."""
+    """Log-probability of a token at temperature 1, and the `num_top` likeliest tokens with
+    theirs."""
     logp = logits_V.float().log_softmax(-1)
     top = logp.topk(num_top) if num_top else None
     pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top else ()

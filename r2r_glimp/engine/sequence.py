@@ -22,8 +22,8 @@ from r2r_glimp.routing.policy import Policy
 class Sequence:
     """One completion of one request.
 
-    `timelines[m]` is what model m reads: the same object for both models unless their tokenizers differ.
-    `0 <= num_computed[m] <= len(timelines[m].tokens)`; the difference is model m's work.
+    `timelines[m]` is what model m reads: the same object for both models unless their tokenizers
+    differ. `0 <= num_computed[m] <= len(timelines[m].tokens)`; the difference is model m's work.
     """
 
     request_id: str
@@ -66,7 +66,8 @@ class Sequence:
         return len(self.timelines[model].tokens) - self.num_computed[model]
 
     def find_stop(self, num_new: int) -> int | None:
-        """Where the earliest stop string begins, if one was completed by the last `num_new` characters."""
+        """Where the earliest stop string begins, if one was completed by the last `num_new`
+        characters."""
         starts = []
         for stop in self.sampling.stop:
             found = self.text.find(stop, max(0, len(self.text) - num_new - len(stop) + 1))
@@ -75,7 +76,8 @@ class Sequence:
         return min(starts, default=None)
 
     def take_readable(self) -> str:
-        """Text that can be streamed now: a possible beginning of a stop string is held back until it is decided."""
+        """Text that can be streamed now: a possible beginning of a stop string is held back until
+        it is decided."""
         end = len(self.text) if self.end is None else self.end
         if self.finish_reason is None:
             end -= max((_overlap(self.text, stop) for stop in self.sampling.stop), default=0)
@@ -105,4 +107,6 @@ class Sequence:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0
+    )

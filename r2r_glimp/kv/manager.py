@@ -1,11 +1,12 @@
-"""KV manager: the block tables of all timelines over one pool, or over two where the tokenizers differ.
+"""KV manager: the block tables of all timelines over one pool, or over two where the tokenizers
+differ.
 
     same tokenizer                            two tokenizers
     timeline ─▶ table ─▶ pool (2 planes)      SLM timeline ─▶ table ─▶ pool (1 plane)
                                               LLM timeline ─▶ table ─▶ pool (1 plane)
 
-KV depends on the tokens and not on who chose them, so a block is one block for both models: one admission, one free,
-one hash chain; each model fills its own plane when its cursor passes.
+KV depends on the tokens and not on who chose them, so a block is one block for both models: one
+admission, one free, one hash chain; each model fills its own plane when its cursor passes.
 """
 
 import array
@@ -27,7 +28,11 @@ class KVManager:
     def __init__(self, num_blocks: int, *, shared: bool, prefix_cache: bool = True) -> None:
         self.shared = shared
         self.prefix_cache = prefix_cache
-        self.pools = (BlockPool(num_blocks, 2),) if shared else tuple(BlockPool(num_blocks, 1) for _ in Model)
+        self.pools = (
+            (BlockPool(num_blocks, 2),)
+            if shared
+            else tuple(BlockPool(num_blocks, 1) for _ in Model)
+        )
         self.num_blocks = num_blocks
 
     @property
@@ -61,7 +66,8 @@ class KVManager:
         return filled
 
     def reserve(self, timeline: Timeline, num_tokens: int, model: Model) -> bool:
-        """Hold blocks for the first `num_tokens` tokens; False, and nothing changed, if they are not to be had."""
+        """Hold blocks for the first `num_tokens` tokens; False, and nothing changed, if they are
+        not to be had."""
         missing = -(-num_tokens // BLOCK_SIZE) - len(timeline.blocks)
         if missing <= 0:
             return True
@@ -72,7 +78,8 @@ class KVManager:
         return True
 
     def commit(self, timeline: Timeline, start: int, end: int, model: Model) -> None:
-        """The model has computed tokens `start:end`: mark the blocks it completed, and remember them."""
+        """The model has computed tokens `start:end`: mark the blocks it completed, and remember
+        them."""
         pool, plane = self.place(model)
         first, last = start // BLOCK_SIZE, end // BLOCK_SIZE
         if first == last:
@@ -84,7 +91,8 @@ class KVManager:
                 pool.remember(timeline.blocks[i], timeline.hashes[i])
 
     def free(self, timeline: Timeline, model: Model, *, forget: bool = False) -> None:
-        """Give a timeline's blocks back; with `forget`, nobody may match them again (their content is suspect)."""
+        """Give a timeline's blocks back; with `forget`, nobody may match them again (their content
+        is suspect)."""
         pool = self.place(model)[0]
         if forget:
             for block in timeline.blocks:
@@ -93,14 +101,20 @@ class KVManager:
         timeline.blocks = []
 
     def check_integrity(self, timelines: list[tuple[Timeline, Model]]) -> None:
-        """Assert every pool's invariants against the live timelines; each distinct timeline is named once."""
+        """Assert every pool's invariants against the live timelines; each distinct timeline is
+        named once."""
         for pool in self.pools:
-            pool.check_integrity([t.blocks for t, model in timelines if self.place(model)[0] is pool])
+            pool.check_integrity(
+                [t.blocks for t, model in timelines if self.place(model)[0] is pool]
+            )
 
     @staticmethod
     def _extend_hashes(timeline: Timeline, num_full: int) -> None:
-        """Chained hashes of the first `num_full` full blocks; each is computed once per timeline."""
+        """Chained hashes of the first `num_full` full blocks; each is computed once per
+        timeline."""
         for i in range(len(timeline.hashes), num_full):
             parent = timeline.hashes[-1] if timeline.hashes else b""
             tokens = array.array("q", timeline.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
-            timeline.hashes.append(hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest())
+            timeline.hashes.append(
+                hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
+            )

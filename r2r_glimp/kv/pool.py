@@ -6,8 +6,8 @@ Knows nothing about models, tensors or requests; a block is an id.
       ▲                                   │
       └────────── oldest reused first ────┘
 
-A block has one plane per model: the same 16 tokens, computed by the SLM, by the LLM, by both or by neither yet. Block 0
-is never handed out; it stays zero and pads ragged batches.
+A block has one plane per model: the same 16 tokens, computed by the SLM, by the LLM, by both or by
+neither yet. Block 0 is never handed out; it stays zero and pads ragged batches.
 """
 
 from collections import OrderedDict
@@ -27,7 +27,8 @@ class BlockPool:
         self._hashes: list[bytes | None] = [None] * (num_blocks + 1)
         self._filled = [0] * (num_blocks + 1)  # bit m: plane m holds every token of the block
         self._by_hash: dict[bytes, int] = {}
-        # Oldest first; the value is unused. Ordered, because a match takes a block out of the middle.
+        # Oldest first; the value is unused. Ordered, because a match takes a block out of the
+        # middle.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks + 1))
 
     @property
@@ -36,7 +37,8 @@ class BlockPool:
         return len(self._free)
 
     def allocate(self, num_blocks: int) -> list[int] | None:
-        """Ids of `num_blocks` blocks, oldest cached ones reused first; None if that many are not to be had."""
+        """Ids of `num_blocks` blocks, oldest cached ones reused first; None if that many are not to
+        be had."""
         if num_blocks > len(self._free):
             return None
         blocks = [self._free.popitem(last=False)[0] for _ in range(num_blocks)]
@@ -46,7 +48,8 @@ class BlockPool:
         return blocks
 
     def free(self, blocks: Iterable[int]) -> None:
-        """Give blocks back; the last ones of a table are reused first, so long prefixes stay longest."""
+        """Give blocks back; the last ones of a table are reused first, so long prefixes stay
+        longest."""
         for block in reversed(list(blocks)):
             self._ref_counts[block] -= 1
             assert self._ref_counts[block] >= 0, f"block {block} freed twice"
@@ -88,12 +91,15 @@ class BlockPool:
         return bool(self._filled[block] >> plane & 1)
 
     def check_integrity(self, tables: Iterable[list[int]] = ()) -> None:
-        """Assert that free + live = all, that counts match the given tables, and that hashes are a bijection."""
+        """Assert that free + live = all, that counts match the given tables, and that hashes are a
+        bijection."""
         counts = [0] * (self.num_blocks + 1)
         for table in tables:
             for block in table:
                 counts[block] += 1
-        assert counts == self._ref_counts, "reference counts differ from the tables that hold the blocks"
+        assert counts == self._ref_counts, (
+            "reference counts differ from the tables that hold the blocks"
+        )
         assert counts[NULL_BLOCK] == 0, "the null block was handed out"
         free = {block for block in range(1, self.num_blocks + 1) if counts[block] == 0}
         assert free == set(self._free), "free list differs from the blocks nobody holds"

@@ -1,7 +1,7 @@
 """Calibration: a threshold for a wanted LLM share.
 
-Shares are measured while routing, because routed text differs from either model's own: what the LLM writes changes what
-the SLM is unsure of next.
+Shares are measured while routing, because routed text differs from either model's own: what the LLM
+writes changes what the SLM is unsure of next.
 """
 
 from collections.abc import Callable

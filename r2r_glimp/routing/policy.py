@@ -6,8 +6,8 @@ A small state machine fed with text; knows nothing about token ids, tensors or m
        │  whoever opens        │ a decision per token or step       │ by slm, llm or router
        └──── other text ───────┘                                    └─ until the text ends
 
-A decision is due whenever nobody owns the current span. `write` says who writes next; `decide` records a score's
-verdict; `append` advances over what was written.
+A decision is due whenever nobody owns the current span. `write` says who writes next; `decide`
+records a score's verdict; `append` advances over what was written.
 """
 
 from dataclasses import dataclass
@@ -42,25 +42,29 @@ class Route:
 
     @classmethod
     def resolve(cls, params: RoutingParams, router: Router, *, shared: bool) -> "Route":
-        """Fill in what a request left open; `shared` says whether both models read the same token ids.
+        """Fill in what a request left open; `shared` says whether both models read the same token
+        ids.
 
         Raises:
-            UsageError: the router is made for the other granularity, the pair's two tokenizers rule out token
-                granularity, or the delimiter is not valid.
+            UsageError: the router is made for the other granularity, the pair's two tokenizers rule
+                out token granularity, or the delimiter is not valid.
         """
         granularity = params.granularity or router.granularity or ("token" if shared else "step")
         if router.granularity not in (None, granularity):
             raise UsageError(
-                f"router {router.name!r} was trained for granularity {router.granularity}, not {granularity}: "
-                f"drop --granularity or choose another router"
+                f"router {router.name!r} was trained for granularity {router.granularity}, "
+                f"not {granularity}: drop --granularity or choose another router"
             )
         delimiter_pattern(params.delimiter)
         baseline = router.constant is not None
         if granularity == "token" and not shared and not baseline:
             raise UsageError(
-                "token granularity needs one vocabulary, and the tokenizers of this pair differ: use --granularity step"
+                "token granularity needs one vocabulary, and the tokenizers of this pair differ: "
+                "use --granularity step"
             )
-        answer_by = params.answer_by or ("llm" if granularity == "step" and not baseline else "router")
+        answer_by = params.answer_by or (
+            "llm" if granularity == "step" and not baseline else "router"
+        )
         guard = not baseline if params.repetition_guard is None else params.repetition_guard
         threshold = router.threshold(granularity) if params.threshold is None else params.threshold
         return cls(router, granularity, threshold, answer_by, guard, params)
@@ -87,7 +91,9 @@ class Policy:
         self.close_due = False  # the thinking must be closed now, by force
         self.capped = False  # the last verdict was the cap's, not the router's
         self._owner: Model | None = None
-        self._holds_step = False  # the owner keeps the span to the step's end, also at token granularity
+        self._holds_step = (
+            False  # the owner keeps the span to the step's end, also at token granularity
+        )
         self._step_text = ""
         self._step_tokens = 0
         self._opening = MAX_OPENING_TOKENS
@@ -113,8 +119,8 @@ class Policy:
     def is_opening(self, proposal: str) -> bool:
         """Whether the SLM's proposed text only opens a section, and so is no place for a decision.
 
-        At step granularity the tag itself and the white space after a tag belong to nobody's step: the entropy there
-        says nothing about what follows.
+        At step granularity the tag itself and the white space after a tag belong to nobody's step:
+        the entropy there says nothing about what follows.
         """
         if not self.in_opening:
             return False

@@ -3,7 +3,7 @@
 Training-free routers and baselines live here; the trained one is `r2r_glimp.routing.mlp`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from r2r_glimp.routing.signals import Signals, entropy_nats, margin
 
 
 class Router:
-    """Maps signals to scores. Stateless: the same row gives the same score, whatever else is in the batch.
+    """Maps signals to scores. Stateless: the same row gives the same score, whatever else is in the
+    batch.
 
     Attributes:
         name: the registered name.
@@ -39,10 +40,12 @@ class Router:
 
 
 class EntropyRouter(Router):
-    """Entropy of the SLM's distribution in nats; at step granularity this is H_init (GlimpRouter, section 3).
+    """Entropy of the SLM's distribution in nats; at step granularity this is H_init (GlimpRouter,
+    section 3).
 
     Args:
-        top_k: renormalise over this many tokens first, as the paper's code does (20); None is the full vocabulary.
+        top_k: renormalise over this many tokens first, as the paper's code does (20); None is the
+            full vocabulary.
     """
 
     name = "entropy"
@@ -53,7 +56,8 @@ class EntropyRouter(Router):
         self.top_k = top_k
 
     def threshold(self, granularity: Granularity) -> float:
-        # GlimpRouter's tau, and the entropy threshold R2R ships. Neither transfers between SLMs: calibrate.
+        # GlimpRouter's tau, and the entropy threshold R2R ships. Neither transfers between SLMs:
+        # calibrate.
         return 1.0 if granularity == "step" else 0.45
 
     def score(self, signals: Signals) -> Tensor:
@@ -70,7 +74,8 @@ class MarginRouter(Router):
 
 
 class RandomRouter(Router):
-    """Baseline: defers with a fixed probability; the threshold is that probability, the wanted share."""
+    """Baseline: defers with a fixed probability; the threshold is that probability, the wanted
+    share."""
 
     name = "random"
 
@@ -112,7 +117,7 @@ class ReplayRouter(Router):
         return torch.tensor([float(p in self.deferred) for p in signals.positions])
 
 
-NAMED_ROUTERS = {
+NAMED_ROUTERS: dict[str, Callable[[], Router]] = {
     "entropy": EntropyRouter,
     "margin": MarginRouter,
     "random": RandomRouter,
@@ -129,5 +134,8 @@ def named_router(name: str) -> Router:
     """
     if name not in NAMED_ROUTERS:
         known = ", ".join(NAMED_ROUTERS)
-        raise UsageError(f"unknown router {name!r}: choose one of {known}, or the folder or Hub id of a trained one")
+        raise UsageError(
+            f"unknown router {name!r}: choose one of {known}, "
+            "or the folder or Hub id of a trained one"
+        )
     return NAMED_ROUTERS[name]()

@@ -43,10 +43,11 @@ class Signals:
 
 
 def entropy_nats(logits_NV: Tensor, top_k: int | None = None) -> Tensor:
-    """Entropy of softmax(logits) in nats, float32 [N]; over the `top_k` likeliest tokens, renormalised, where given.
+    """Entropy of softmax(logits) in nats, float32 [N]; over the `top_k` likeliest tokens,
+    renormalised, where given.
 
-    At a step's first token this is H_init (GlimpRouter, arXiv 2601.05110, section 3); `top_k=20` is what the paper's
-    code computes, at most ln 20.
+    At a step's first token this is H_init (GlimpRouter, arXiv 2601.05110, section 3); `top_k=20` is
+    what the paper's code computes, at most ln 20.
     """
     logits = logits_NV.float()
     if top_k is not None:

@@ -11,7 +11,8 @@ from r2r_glimp.core import UsageError
 DELIMITERS = {
     "blank_line": r"\n[^\S\n]*\n",
     "newline": r"\n",
-    # A full stop at the very end of the text so far, unless a digit stands before it ("3." may become "3.14").
+    # A full stop at the very end of the text so far, unless a digit stands before it ("3." may
+    # become "3.14").
     "sentence": r"(?<!\d)[.!?。！？]+[\"'”’)\]]*\s*\Z|\n",
 }
 MAX_PERIOD = 3
@@ -27,18 +28,23 @@ def delimiter_pattern(delimiter: str) -> re.Pattern[str]:
     if delimiter in DELIMITERS:
         return re.compile(DELIMITERS[delimiter])
     if not delimiter.startswith("regex:"):
-        raise UsageError(f"unknown delimiter {delimiter!r}: choose {', '.join(DELIMITERS)} or regex:PATTERN")
+        raise UsageError(
+            f"unknown delimiter {delimiter!r}: choose {', '.join(DELIMITERS)} or regex:PATTERN"
+        )
     try:
         pattern = re.compile(delimiter.removeprefix("regex:"))
     except re.error as error:
         raise UsageError(f"delimiter {delimiter!r} is not a regular expression: {error}") from None
     if pattern.match(""):
-        raise UsageError(f"delimiter {delimiter!r} matches the empty string: every token would end a step")
+        raise UsageError(
+            f"delimiter {delimiter!r} matches the empty string: every token would end a step"
+        )
     return pattern
 
 
 def ends_step(step_text: str, pattern: re.Pattern[str]) -> bool:
-    """Whether a step's text so far has a delimiter after its content; leading white space is no step of its own."""
+    """Whether a step's text so far has a delimiter after its content; leading white space is no
+    step of its own."""
     return pattern.search(step_text.lstrip()) is not None
 
 

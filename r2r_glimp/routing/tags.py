@@ -22,11 +22,12 @@ def section_of(tail: str, tags: ThinkTags | None) -> Section:
     """Where generation starts, read off the end of the prompt.
 
     Args:
-        tail: the prompt's text after its last special token, so that a tag inside a user's message does not count.
+        tail: the prompt's text after its last special token, so that a tag inside a user's message
+            does not count.
 
     Returns:
-        `thinking` after an open tag, or for a model without tags; `answer` after a closed one; else `preamble`, the
-        stretch in which the model may still open its thinking itself.
+        `thinking` after an open tag, or for a model without tags; `answer` after a closed one; else
+        `preamble`, the stretch in which the model may still open its thinking itself.
     """
     if tags is None:
         return "thinking"

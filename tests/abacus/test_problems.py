@@ -98,7 +98,9 @@ def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, tex
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=False) == text
 
 
-def test_the_template_opens_the_thinking_and_drops_old_ones(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_template_opens_the_thinking_and_drops_old_ones(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Old thoughts.\n\n</think>\n\nAnswer 1."},

@@ -16,7 +16,8 @@ from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.models import LoadedModel, ModelPair
 
 FAMILIES = (
-    "llama qwen2 qwen3 qwen3_moe mistral gemma2 phi3 gpt_oss granite olmo2 smollm3 cohere2 gpt_neox gpt2 opt"
+    "llama qwen2 qwen3 qwen3_moe mistral gemma2 phi3 gpt_oss "
+    "granite olmo2 smollm3 cohere2 gpt_neox gpt2 opt"
 ).split()
 NUM_TOKENS = 24
 

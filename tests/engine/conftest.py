@@ -1,4 +1,5 @@
-"""A babbling pair: two tiny random models whose few words are the ones the engine's rules look at."""
+"""A babbling pair: two tiny random models whose few words are the ones the engine's rules look
+at."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +11,19 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from r2r_glimp.models import LoadedModel, ModelPair
 
-WORDS = ("Cups", " hats", " 4", " 7", "!", "\n", "\n\n", ".\n\n", "<think>", "</think>", "<|im_end|>")
+WORDS = (
+    "Cups",
+    " hats",
+    " 4",
+    " 7",
+    "!",
+    "\n",
+    "\n\n",
+    ".\n\n",
+    "<think>",
+    "</think>",
+    "<|im_end|>",
+)
 RARE = ("</think>", "<|im_end|>")
 
 

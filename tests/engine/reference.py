@@ -1,6 +1,7 @@
 """The slow reference: the same rules with no cache, no batch and no state machine.
 
-Every token runs the whole text through a fresh forward pass, and every rule is read off the whole text again.
+Every token runs the whole text through a fresh forward pass, and every rule is read off the whole
+text again.
 """
 
 import re
@@ -87,7 +88,8 @@ def generate(
     seed: int,
     room: int,
 ) -> Result:
-    """One completion; `section` is where the prompt leaves the thinking, `room` the timeline's longest length."""
+    """One completion; `section` is where the prompt leaves the thinking, `room` the timeline's
+    longest length."""
     result = Result()
     baseline = router.constant is not None
     granularity = routing.granularity or "token"
@@ -112,7 +114,9 @@ def generate(
 
     def llm_allowed() -> bool:
         written = result.sources.count("llm") + 1
-        return routing.max_llm_share is None or written <= routing.max_llm_share * (len(result.sources) + 1)
+        return routing.max_llm_share is None or written <= routing.max_llm_share * (
+            len(result.sources) + 1
+        )
 
     while result.finish_reason is None:
         position = len(result.token_ids)
@@ -144,13 +148,25 @@ def generate(
                 row, hidden = logits(Model.SLM)
                 token = draw(Model.SLM, row)
                 text = (view.step + pair.slm.tokenizer.decode([token])).lstrip()
-                tag = view.section == "preamble" and (OPEN.startswith(text) or text.startswith(OPEN))
+                tag = view.section == "preamble" and (
+                    OPEN.startswith(text) or text.startswith(OPEN)
+                )
                 opening = view.opened is not None and position - view.opened < 8
-                if granularity == "step" and opening and (tag or (view.section != "preamble" and not text)):
+                if (
+                    granularity == "step"
+                    and opening
+                    and (tag or (view.section != "preamble" and not text))
+                ):
                     owner = "slm"
                 else:
                     score = router.score(
-                        Signals(hidden, row, torch.tensor([token]), [position], [uniform(seed, position, Stream.ROUTER)])
+                        Signals(
+                            hidden,
+                            row,
+                            torch.tensor([token]),
+                            [position],
+                            [uniform(seed, position, Stream.ROUTER)],
+                        )
                     ).item()
                     deferred = router.defers(score, threshold) and llm_allowed()
                     result.decisions.append((position, score, deferred))

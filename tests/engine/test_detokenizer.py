@@ -15,7 +15,9 @@ def test_pieces_add_up_to_the_text(tokenizer: PreTrainedTokenizerFast, text: str
     assert "".join(pieces) + detokenizer.flush() == text
 
 
-def test_a_character_belongs_to_the_token_that_completes_it(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_character_belongs_to_the_token_that_completes_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     detokenizer = Detokenizer(tokenizer, [])
     ids = tokenizer("a🎲")["input_ids"]
     assert [detokenizer.append(token) for token in ids] == ["a", "", "", "", "🎲"]

@@ -134,7 +134,8 @@ def test_the_prefix_cache_serves_both_models(engine: Engine) -> None:
 
 def test_a_model_that_is_never_called_computes_nothing(engine: Engine) -> None:
     slm, llm = (
-        engine.generate("Cups", GREEDY, RoutingParams(router=name))[0].stats for name in ("slm", "llm")
+        engine.generate("Cups", GREEDY, RoutingParams(router=name))[0].stats
+        for name in ("slm", "llm")
     )
     assert slm.llm_computed == 0 and slm.llm_tokens == 0
     assert llm.slm_computed == 0 and llm.slm_tokens == 0
@@ -156,7 +157,9 @@ def test_replay_repeats_a_trace(engine: Engine) -> None:
         first = engine.generate(THINK, sampling, routing)[0]
         assert first.trace is not None
         replayed = engine.generate(
-            THINK, sampling, RoutingParams(granularity=granularity, router=ReplayRouter(first.trace))
+            THINK,
+            sampling,
+            RoutingParams(granularity=granularity, router=ReplayRouter(first.trace)),
         )[0]
         assert (replayed.token_ids, replayed.sources) == (first.token_ids, first.sources)
 
@@ -177,11 +180,15 @@ def test_traces_carry_the_llms_own_choice_for_free(engine: Engine, plain_pair: M
             assert decision.llm_token == plain_pair.llm.model(ids).logits[0, -1].argmax().item()
     # Free: a run without a trace computes as much.
     engine2 = Engine(engine.pair, kv_memory="2MiB")
-    assert engine2.generate([8, 9, 10], sampling, plain)[0].stats.llm_computed == output.stats.llm_computed
+    assert (
+        engine2.generate([8, 9, 10], sampling, plain)[0].stats.llm_computed
+        == output.stats.llm_computed
+    )
 
 
 def test_the_llm_waits_for_a_batch(engine_pair: ModelPair) -> None:
-    """Rows wait until enough of them do, the oldest has waited long enough, or nothing else can run."""
+    """Rows wait until enough of them do, the oldest has waited long enough, or nothing else can
+    run."""
     calls: list[int] = []
     engine = Engine(engine_pair, kv_memory="2MiB", llm_min_batch=3, llm_max_wait=100)
     forward = engine.runners[1].forward
@@ -192,14 +199,18 @@ def test_the_llm_waits_for_a_batch(engine_pair: ModelPair) -> None:
 
     engine.runners[1].forward = counted  # type: ignore[method-assign]
     routing = RoutingParams(granularity="token", router="random", threshold=0.3)
-    engine.generate([[8], [9], [10], [8, 9]], SamplingParams(max_tokens=40, ignore_eos=True, seed=1), routing)
+    engine.generate(
+        [[8], [9], [10], [8, 9]], SamplingParams(max_tokens=40, ignore_eos=True, seed=1), routing
+    )
     assert max(calls) >= 3
     del engine.runners[1].forward  # type: ignore[misc]
 
 
 def test_two_tags_never_stand_in_one_text(engine: Engine) -> None:
     """A prompt that opens the thinking is not opened again by the engine."""
-    output = engine.generate(THINK, GREEDY, RoutingParams(granularity="step", max_thinking_tokens=5))[0]
+    output = engine.generate(
+        THINK, GREEDY, RoutingParams(granularity="step", max_thinking_tokens=5)
+    )[0]
     assert output.text.count("</think>") >= 1
     assert output.stats.forced_tokens > 0
     assert output.sources[-1] == "llm"  # the answer is the LLM's

@@ -1,4 +1,5 @@
-"""One request's failure is its own: aborts and NaN logits never reach a neighbour, and leave no block behind."""
+"""One request's failure is its own: aborts and NaN logits never reach a neighbour, and leave no
+block behind."""
 
 import random
 
@@ -22,7 +23,10 @@ def test_200_requests_with_aborts_and_nan(
         prompt = [rng.choice(words[:-1]) for _ in range(rng.randint(1, 50))]
         fate = rng.choice(["fine", "fine", "fine", "abort", "nan"])
         sampling = SamplingParams(
-            max_tokens=rng.randint(5, 40), temperature=rng.choice([0.0, 1.0]), seed=i, ignore_eos=True
+            max_tokens=rng.randint(5, 40),
+            temperature=rng.choice([0.0, 1.0]),
+            seed=i,
+            ignore_eos=True,
         )
         routing = RoutingParams(
             granularity=rng.choice(["token", "step"]),
@@ -62,7 +66,10 @@ def test_200_requests_with_aborts_and_nan(
     fates = {i: request[3] for i, request in enumerate(requests)}
     for i, output in outputs.items():
         if fates[i] == "fine":
-            assert (output.token_ids, output.sources) == (expected[i].token_ids, expected[i].sources)
+            assert (output.token_ids, output.sources) == (
+                expected[i].token_ids,
+                expected[i].sources,
+            )
         elif fates[i] == "nan":
             assert output.finish_reason == "error"
             assert output.error is not None and "NaN" in output.error

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +9,6 @@ from r2r_glimp.core import FinishEvent, RequestOutput, RoutingParams, SamplingPa
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.kv.pool import BLOCK_SIZE
 from r2r_glimp.models import ModelPair
-from tests.engine import reference
 from r2r_glimp.routing.routers import (
     EntropyRouter,
     MarginRouter,
@@ -19,6 +17,7 @@ from r2r_glimp.routing.routers import (
     Router,
     named_router,
 )
+from tests.engine import reference
 
 BYTES_PER_TOKEN = 2 * (2 * 2 * 2 * 8 * 4)  # models x (K and V, layers, heads, head size, float32)
 
@@ -158,7 +157,9 @@ def test_engine_equals_reference(
         assert (output.text, output.finish_reason) == (expected.text, expected.finish_reason)
         if output.trace is not None:
             decisions = [(d.position, d.deferred) for d in output.trace if d.score is not None]
-            assert decisions == [(position, deferred) for position, _, deferred in expected.decisions]
+            assert decisions == [
+                (position, deferred) for position, _, deferred in expected.decisions
+            ]
 
 
 def _with_router(request: Request) -> RoutingParams:
@@ -167,7 +168,8 @@ def _with_router(request: Request) -> RoutingParams:
 
 
 def _check_once(output: RequestOutput) -> None:
-    """Each model computes each token at most once, save for preemption; one that is never called computes nothing."""
+    """Each model computes each token at most once, save for preemption; one that is never called
+    computes nothing."""
     stats = output.stats
     longest = len(output.prompt_token_ids) + len(output.token_ids)
     if not stats.preemptions:

@@ -1,4 +1,5 @@
-"""Sampling: the right distribution, honoured filters, and randomness that depends on nothing but the request."""
+"""Sampling: the right distribution, honoured filters, and randomness that depends on nothing but
+the request."""
 
 from collections import Counter
 
@@ -51,7 +52,11 @@ def test_filters(params: SamplingParams, allowed: set[int]) -> None:
 
 
 def test_rows_with_different_parameters_share_a_batch() -> None:
-    params = [SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=1)]
+    params = [
+        SamplingParams(),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=1),
+    ]
     assert sample(LOGITS.expand(3, -1), params, [0.99, 0.99, 0.99]) == [0, 3, 0]
 
 
@@ -59,7 +64,9 @@ def test_uniforms_are_uniform_and_independent_between_streams_and_positions() ->
     values = [uniform(7, position, stream) for position in range(3000) for stream in Stream]
     assert len(set(values)) == len(values)
     assert abs(sum(values) / len(values) - 0.5) < 0.01
-    pairs = [(uniform(s, 0, Stream.SLM) < 0.5, uniform(s, 0, Stream.LLM) < 0.5) for s in range(4000)]
+    pairs = [
+        (uniform(s, 0, Stream.SLM) < 0.5, uniform(s, 0, Stream.LLM) < 0.5) for s in range(4000)
+    ]
     assert all(abs(count / 4000 - 0.25) < 0.03 for count in Counter(pairs).values())
 
 
@@ -72,8 +79,10 @@ def test_token_logprob() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("temperature", -0.1), ("temperature", float("nan")), ("temperature", 99), ("top_p", 0), ("top_p", 1.1),
-        ("top_k", -1), ("top_k", 1.5), ("min_p", 2), ("seed", -1), ("seed", 2**70), ("max_tokens", 0), ("n", 0),
+        ("temperature", -0.1), ("temperature", float("nan")), ("temperature", 99),
+        ("top_p", 0), ("top_p", 1.1),
+        ("top_k", -1), ("top_k", 1.5), ("min_p", 2), ("seed", -1), ("seed", 2**70),
+        ("max_tokens", 0), ("n", 0),
         ("n", 10**9), ("logprobs", 10**6), ("stop", ("",)), ("max_tokens", True),
     ],
 )  # fmt: skip

@@ -11,7 +11,9 @@ SLM, LLM = Model.SLM, Model.LLM
 TAGS = ThinkTags()
 
 
-def policy(section: Section = "thinking", router: str = "entropy", tags: ThinkTags | None = TAGS, **params) -> Policy:  # type: ignore[no-untyped-def]
+def policy(
+    section: Section = "thinking", router: str = "entropy", tags: ThinkTags | None = TAGS, **params
+) -> Policy:  # type: ignore[no-untyped-def]
     route = Route.resolve(RoutingParams(**params), named_router(router), shared=True)
     return Policy(route, tags, section)
 
@@ -61,7 +63,8 @@ def test_the_opening_is_bounded() -> None:
 
 
 def test_the_tag_itself_is_never_probed() -> None:
-    """GlimpRouter reads the entropy of `<think>` as its first step's; here the tag is not a step."""
+    """GlimpRouter reads the entropy of `<think>` as its first step's; here the tag is not a
+    step."""
     p = policy("preamble", granularity="step")
     assert p.is_opening("<think>")
     p.append(SLM, "<think>")

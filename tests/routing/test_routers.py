@@ -19,7 +19,9 @@ from r2r_glimp.routing.signals import Signals, entropy_nats
 
 def signals(logits: torch.Tensor, uniforms: list[float] | None = None) -> Signals:
     n = logits.shape[0]
-    return Signals(torch.zeros(n, 4), logits, logits.argmax(-1), list(range(n)), uniforms or [0.0] * n)
+    return Signals(
+        torch.zeros(n, 4), logits, logits.argmax(-1), list(range(n)), uniforms or [0.0] * n
+    )
 
 
 def test_entropy_is_in_nats_over_the_full_vocabulary() -> None:
@@ -35,7 +37,9 @@ def test_entropy_top_k_is_the_papers_code() -> None:
     renormalised = top / top.sum(-1, keepdim=True)
     expected = -(renormalised * renormalised.log()).sum(-1)
     assert torch.allclose(EntropyRouter(top_k=20).score(signals(logits)), expected, atol=1e-5)
-    assert EntropyRouter(top_k=20).score(signals(torch.zeros(1, 100))).item() == pytest.approx(math.log(20))
+    assert EntropyRouter(top_k=20).score(signals(torch.zeros(1, 100))).item() == pytest.approx(
+        math.log(20)
+    )
 
 
 def test_masked_tokens_add_nothing_to_the_entropy() -> None:
@@ -45,7 +49,9 @@ def test_masked_tokens_add_nothing_to_the_entropy() -> None:
 
 def test_margin() -> None:
     logits = torch.log(torch.tensor([[0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
-    assert torch.allclose(MarginRouter().score(signals(logits)), torch.tensor([0.7, 1.0]), atol=1e-5)
+    assert torch.allclose(
+        MarginRouter().score(signals(logits)), torch.tensor([0.7, 1.0]), atol=1e-5
+    )
 
 
 def test_random_defers_with_the_threshold_as_probability() -> None:
@@ -55,7 +61,11 @@ def test_random_defers_with_the_threshold_as_probability() -> None:
 
 
 def test_replay_takes_positions_or_a_trace() -> None:
-    trace = [Decision(0, "llm", 5, deferred=True), Decision(1, "slm", 5), Decision(3, "llm", 5, deferred=True)]
+    trace = [
+        Decision(0, "llm", 5, deferred=True),
+        Decision(1, "slm", 5),
+        Decision(3, "llm", 5, deferred=True),
+    ]
     for router in (ReplayRouter([0, 3]), ReplayRouter(trace)):
         assert router.score(signals(torch.zeros(4, 3))).tolist() == [1.0, 0.0, 0.0, 1.0]
 
@@ -65,7 +75,9 @@ def test_a_row_is_scored_alike_in_any_batch() -> None:
     for router in (EntropyRouter(), EntropyRouter(top_k=5), MarginRouter()):
         together = router.score(signals(logits))
         for i in range(6):
-            assert router.score(signals(logits).rows([i])).item() == pytest.approx(together[i].item(), abs=1e-6)
+            assert router.score(signals(logits).rows([i])).item() == pytest.approx(
+                together[i].item(), abs=1e-6
+            )
 
 
 def test_names() -> None:
