@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, in memory, for comparisons with Hugging Face's own `generate`."""
+"""Tiny random models of many architectures, to compare with Hugging Face's `generate`."""
 
 from typing import Any
 

@@ -115,6 +115,14 @@ class Problem:
         ]
         return "".join(steps) + f"</think>\n\nAnswer {self.answer}."
 
+    def recital(self, rng: random.Random) -> tuple[str, str]:
+        """An exercise: a prompt that asks for the definitions in some order, and just those."""
+        formulas = rng.sample(self.formulas, len(self.formulas))
+        names = ", ".join(f.name for f in formulas)
+        prompt = f"{self.prompt().rpartition(chr(10))[0]}\nRecite {names}."
+        lines = [f"{f.name.capitalize()}: {f.left} {f.operator} {f.right}.\n\n" for f in formulas]
+        return prompt, "".join(lines) + "</think>"
+
     def split(self) -> Split:
         """Where the problem belongs. A hash of its text decides, so no problem is ever in two
         splits."""

@@ -48,6 +48,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         for text in (problem.prompt(), problem.solution(rng).replace("</think>", ""))
     ]
     corpus += [f"{name.capitalize()}: {name}" for name in NAMES]
+    corpus += ["Recite"] * 100
     corpus += [role for role in ("user", "assistant", "system") for _ in range(100)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS) - len(THINK_TOKENS),

@@ -19,7 +19,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from r2r_glimp.abacus.problems import LEVELS, Problem, is_correct, make_problem, problems
+from r2r_glimp.abacus.problems import (
+    CONNECTIVES,
+    LEVELS,
+    RESULTS,
+    is_correct,
+    make_problem,
+    problems,
+)
 from r2r_glimp.abacus.tokenizer import build_tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -28,6 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 HEAD_DIM = 32
 TRAINED_LEVELS = (*LEVELS, max(LEVELS) + 1)
+RECITALS = 0.5  # share of recitals at the beginning; they end at twice the curriculum
 POOL = 8  # batches drawn together and cut by length, so that little is padded
 
 
@@ -48,40 +56,55 @@ def build_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwe
     return Qwen3ForCausalLM(config)
 
 
-def chat_prompt(problem: Problem, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The problem as one user turn, thinking opened."""
-    message = {"role": "user", "content": problem.prompt()}
+def chat_prompt(content: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """One user turn, thinking opened."""
+    message = {"role": "user", "content": content}
     return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+
+
+def make_example(rng: random.Random, progress: float, curriculum: float) -> tuple[str, str]:
+    """A prompt and its response. Early in a run problems are easy and many only ask to recite.
+
+    Finding a definition again is what small models learn last and everything else rests on;
+    reciting teaches just that.
+    """
+    hardest = 1 + int(len(TRAINED_LEVELS) * min(1.0, progress / curriculum))
+    problem = make_problem(rng, rng.choice(TRAINED_LEVELS[:hardest]))
+    while problem.split() != "train":
+        problem = make_problem(rng, rng.choice(TRAINED_LEVELS[:hardest]))
+    if rng.random() < RECITALS * (1 - progress / (2 * curriculum)):
+        return problem.recital(rng)
+    return problem.prompt(), problem.solution(rng)
+
+
+def token_weights(tokens: list[str]) -> list[float]:
+    """How much each token of a response counts: little where any wording is right."""
+    free = {f"Ġ{word}" for word in (*RESULTS, *CONNECTIVES)}
+    return [0.1 if token in free else 1.0 for token in tokens]
 
 
 def make_batch(
     step: int, args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `labels` of one step, int64 [batch, longest]; labels are -100 on the prompt
-    and the padding."""
+    """`input_ids` int64 and loss weights float32 of one step, [batch, longest]; 0 on prompts."""
     rng = random.Random(f"abacus-{args.seed}-{step // POOL}")
-    hardest = 1 + int(len(TRAINED_LEVELS) * min(1.0, step / (args.curriculum * args.steps + 1)))
-    prompts: list[str] = []
-    solutions: list[str] = []
-    while len(prompts) < POOL * args.batch:
-        problem = make_problem(rng, rng.choice(TRAINED_LEVELS[:hardest]))
-        if problem.split() == "train":
-            prompts.append(chat_prompt(problem, tokenizer))
-            solutions.append(problem.solution(rng) + tokenizer.eos_token)
-    rows = list(
-        zip(tokenizer(prompts)["input_ids"], tokenizer(solutions)["input_ids"], strict=True)
-    )
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+    pairs = [
+        make_example(rng, step / args.steps, args.curriculum) for _ in range(POOL * args.batch)
+    ]
+    prompts = tokenizer([chat_prompt(p, tokenizer) for p, _ in pairs])["input_ids"]
+    responses = tokenizer([r + tokenizer.eos_token for _, r in pairs])["input_ids"]
+    rows = sorted(zip(prompts, responses, strict=True), key=lambda row: len(row[0]) + len(row[1]))
     chunks = [rows[i : i + args.batch] for i in range(0, len(rows), args.batch)]
     rng.shuffle(chunks)
     chunk = chunks[step % POOL]
-    longest = max(len(p) + len(s) for p, s in chunk)
+    longest = max(len(p) + len(r) for p, r in chunk)
     ids = torch.full((args.batch, longest), tokenizer.pad_token_id)
-    labels = torch.full((args.batch, longest), -100)
-    for i, (p, s) in enumerate(chunk):
-        ids[i, : len(p) + len(s)] = torch.tensor(p + s)
-        labels[i, len(p) : len(p) + len(s)] = torch.tensor(s)
-    return ids, labels
+    weights = torch.zeros(args.batch, longest)
+    for i, (p, r) in enumerate(chunk):
+        end = len(p) + len(r)
+        ids[i, :end] = torch.tensor(p + r)
+        weights[i, len(p) : end] = torch.tensor(token_weights(tokenizer.convert_ids_to_tokens(r)))
+    return ids, weights
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -100,7 +123,7 @@ def accuracy(
     right: dict[int, list[bool]] = {}
     sample = list(islice(problems("validation", levels=TRAINED_LEVELS), num_problems))
     for problem in sample:
-        ids = tokenizer(chat_prompt(problem, tokenizer), return_tensors="pt")["input_ids"]
+        ids = tokenizer(chat_prompt(problem.prompt(), tokenizer), return_tensors="pt")["input_ids"]
         out: Any = model.generate(  # type: ignore[misc]
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=160
         )
@@ -174,15 +197,18 @@ def main(argv: list[str] | None = None) -> None:
 
     started, tokens, losses = time.monotonic(), 0, []
     for step in range(first, args.steps):
-        ids, labels = make_batch(step, args, tokenizer)
+        ids, weights = make_batch(step, args, tokenizer)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         hidden = model.model(
             input_ids=ids, position_ids=positions, use_cache=False
         ).last_hidden_state
-        wanted = labels[:, 1:] != -100
-        loss = cross_entropy(model.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
+        wanted = weights[:, 1:] > 0
+        weight = weights[:, 1:][wanted]
+        logits = model.lm_head(hidden[:, :-1][wanted])
+        token_losses = cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
+        loss = (token_losses * weight).sum() / weight.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

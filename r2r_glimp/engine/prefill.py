@@ -11,7 +11,6 @@ from r2r_glimp.attention.gather import Row
 from r2r_glimp.core import Model, Timeline
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.runner import Rows
-from r2r_glimp.kv.manager import KVManager
 
 _MAX_LOGITS = 2**25  # of one chunk: 128 MiB in float32
 
@@ -37,8 +36,9 @@ def read_rows(engine: Engine, model: Model, tokens: list[int], first: int) -> It
 def forget_prefixes(engine: Engine) -> None:
     """Empty the prefix cache, so that what follows does not depend on what ran before."""
     assert not engine.has_work, "requests hold blocks"
-    kv = engine.kv
-    engine.kv = KVManager(kv.num_blocks, shared=kv.shared, prefix_cache=kv.prefix_cache)
+    for pool in engine.kv.pools:
+        for block in range(1, pool.num_blocks + 1):
+            pool.forget(block)
     engine.scheduler.kv = engine.kv
 
 

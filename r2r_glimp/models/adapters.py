@@ -1,6 +1,7 @@
 """PEFT LoRA adapters, merged into the weights at load, so that nothing later knows of them."""
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,33 @@ from transformers import PreTrainedModel
 
 from r2r_glimp.core import CheckpointError, UsageError
 from r2r_glimp.models.files import check_adapter_folder
-from r2r_glimp.models.source import first_line
+from r2r_glimp.models.source import one_line
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the adapter of a folder added to its weights, in place.
+def check_adapter(folder: Path) -> None:
+    """Whether the adapter of a folder can be merged, as far as its files tell; takes no time.
 
     Raises:
         UsageError: peft is not installed.
-        CheckpointError: the adapter is broken, unsafe, not a LoRA, or made for another model.
+        CheckpointError: the adapter is broken, unsafe, or of another kind than LoRA.
     """
-    try:
-        from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    except ImportError:
+    if find_spec("peft") is None:
         raise UsageError(
             "adapters need peft, which is not installed: pip install 'r2r_glimp[train]'"
-        ) from None
-    raw = check_adapter_folder(folder)
-    if raw.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"{folder} is an adapter of kind {raw.get('peft_type')}: only LORA can be merged"
         )
+    kind = check_adapter_folder(folder).get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{folder} is an adapter of kind {kind}: only LORA can be merged")
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with a checked adapter added to its weights, in place.
+
+    Raises:
+        CheckpointError: the adapter was made for another model, or holds NaN or infinite weights.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict  # takes seconds
+
     weights = load_file(folder / "adapter_model.safetensors")
     try:
         with warnings.catch_warnings():
@@ -38,17 +45,20 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             peft_model = get_peft_model(model, config)
             _refuse_tied_targets(model, peft_model, folder)
             result: Any = set_peft_model_state_dict(peft_model, weights)
-            missing = [key for key in result.missing_keys if ".lora_" in key]
-            if missing or result.unexpected_keys:
-                key = (missing or result.unexpected_keys)[0]
-                state = "lacks" if missing else "has no place for"
-                raise CheckpointError(f"{folder} does not fit its base model, which {state} {key}")
+            missing = [
+                key for key in result.missing_keys if ".lora_" in key or ".modules_to_save." in key
+            ]
+            if missing:
+                raise CheckpointError(f"{folder} has no weights for {missing[0]}")
+            if result.unexpected_keys:
+                raise CheckpointError(
+                    f"{folder} does not fit {type(model).__name__}: no place for "
+                    f"{result.unexpected_keys[0]}"
+                )
             merged = peft_model.merge_and_unload(safe_merge=True)
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # peft raises a ValueError, RuntimeError or KeyError for what does not fit
+    except Exception as error:  # peft raises many kinds for what does not fit
         raise CheckpointError(
             f"{folder} does not fit {type(model).__name__}: {_reason(error)}"
         ) from error
@@ -58,7 +68,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def _reason(error: Exception) -> str:
     """PyTorch's size mismatches come after a first line that says little."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line.startswith("size mismatch")), first_line(error))
+    return next((line for line in lines if line.startswith("size mismatch")), one_line(error))
 
 
 def _refuse_tied_targets(model: PreTrainedModel, peft_model: Any, folder: Path) -> None:

@@ -15,18 +15,25 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from r2r_glimp.core import CheckpointError, EngineError
-from r2r_glimp.models.adapters import merge_adapter
-from r2r_glimp.models.files import check_adapter_folder, check_model_folder
+from r2r_glimp.models.adapters import check_adapter, merge_adapter
+from r2r_glimp.models.files import check_model_folder
 from r2r_glimp.models.fingerprint import Fingerprint, hash_files, hash_values
-from r2r_glimp.models.source import first_line, locate
+from r2r_glimp.models.source import locate, one_line
 from r2r_glimp.models.vocabulary import tokenizer_sha256
+
+_VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.json", "vocab.txt", "tekken.json"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +66,10 @@ def load_model(
     weights = check_model_folder(folder)
     adapter_folders = [locate(adapter)[0] for adapter in adapters]
     for adapter_folder in adapter_folders:
-        check_adapter_folder(adapter_folder)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    model = _load_weights(folder, device, dtype, trust_remote_code)
+        check_adapter(adapter_folder)
+    config = _load_config(folder, trust_remote_code)
+    tokenizer = _load_tokenizer(folder, config, trust_remote_code)
+    model = _load_weights(folder, config, device, dtype, trust_remote_code)
     for adapter_folder in adapter_folders:
         model = merge_adapter(model, adapter_folder)
     digest = hash_files(weights)
@@ -75,28 +83,13 @@ def load_model(
     return model, tokenizer, fingerprint
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint's folder.
-
-    Raises:
-        CheckpointError: it has none, a broken one, or a slow one.
-    """
-    with _one_line(f"the tokenizer of {folder} cannot be loaded"), _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    return require_fast(tokenizer, str(folder))
-
-
 def require_fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer itself; raises CheckpointError if it is a slow one or an empty one."""
+    """The tokenizer itself; raises CheckpointError if it is a slow one."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(
             f"{name} has the slow tokenizer {type(tokenizer).__name__}: "
             "one with a tokenizer.json is needed"
         )
-    if not len(tokenizer):
-        raise CheckpointError(f"{name} has no tokenizer: a tokenizer.json is needed")
     return tokenizer
 
 
@@ -124,17 +117,46 @@ def make_fingerprint(
     )
 
 
+def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    with _one_line(f"{folder / 'config.json'} cannot be used"), _quiet():
+        config = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
+        )
+    # which code computes the attention is ours to say, never a checkpoint's
+    config._attn_implementation = None
+    config._experts_implementation = None
+    return config
+
+
+def _load_tokenizer(
+    folder: Path, config: PreTrainedConfig, trust_remote_code: bool
+) -> PreTrainedTokenizerFast:
+    with _one_line(f"the tokenizer of {folder} cannot be loaded"), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder),
+            config=config,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not trust_remote_code,
+        )
+    tokenizer = require_fast(tokenizer, str(folder))
+    # without a vocabulary transformers makes an empty tokenizer rather than none
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        raise CheckpointError(f"{folder} has no tokenizer: a tokenizer.json is needed")
+    return tokenizer
+
+
 def _load_weights(
-    folder: Path, device: torch.device, dtype: torch.dtype | str, trust_remote_code: bool
+    folder: Path,
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
-    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not trust_remote_code:
+        raise CheckpointError(f"{folder} is a {config.model_type} model, no causal language model")
     # straight to the GPU where accelerate allows it: a large model may not fit the host's memory
     placed = device.type != "cpu" and is_accelerate_available()
     with _one_line(f"{folder} cannot be loaded (transformers {version('transformers')})"), _quiet():
-        config = AutoConfig.from_pretrained(str(folder), **source)
-        # which code computes the attention is ours to say, never a checkpoint's
-        config._attn_implementation = None
-        config._experts_implementation = None
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             config=config,
@@ -143,7 +165,8 @@ def _load_weights(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in the report, with their names
             output_loading_info=True,
-            **source,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not trust_remote_code,
         )
         model, report = loaded
         _refuse_guesses(report, folder, type(model).__name__)
@@ -176,9 +199,12 @@ def _one_line(what: str) -> Iterator[None]:
     except (CheckpointError, EngineError):
         raise
     except torch.OutOfMemoryError as error:
-        raise EngineError(f"{what}: out of memory: {first_line(error)}") from error
+        raise EngineError(f"{what}: out of memory: {one_line(error)}") from error
     except Exception as error:
-        raise CheckpointError(f"{what}: {first_line(error)}") from error
+        reason = one_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it needs Python code of its own; read it, then allow it by trust_remote_code"
+        raise CheckpointError(f"{what}: {reason}") from error
 
 
 @contextmanager

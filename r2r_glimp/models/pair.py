@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class ModelPair:
 
     slm: LoadedModel
     llm: LoadedModel
+    _same_vocabulary: bool | None = field(default=None, init=False, repr=False)
 
     def __getitem__(self, model: Model) -> LoadedModel:
         return self.llm if model else self.slm
@@ -101,7 +102,9 @@ class ModelPair:
     @property
     def same_vocabulary(self) -> bool:
         """True if every token has the same id in both, however far the embeddings are padded."""
-        return same_vocabulary(self.slm.tokenizer, self.llm.tokenizer)
+        if self._same_vocabulary is None:  # compared once: it takes a tenth of a second
+            self._same_vocabulary = same_vocabulary(self.slm.tokenizer, self.llm.tokenizer)
+        return self._same_vocabulary
 
     @classmethod
     def from_pretrained(

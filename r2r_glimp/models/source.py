@@ -94,12 +94,15 @@ def _fetch(name: str, revision: str | None, with_code: bool) -> tuple[Path, str 
         ) from None
     except Exception as error:  # the network has many ways to fail; none of them is ours to handle
         raise CheckpointError(
-            f"{at} could not be fetched from the Hub: {first_line(error)}"
+            f"{at} could not be fetched from the Hub: {one_line(error)}"
         ) from error
     return folder, folder.name if _COMMIT.fullmatch(folder.name) else None
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip()[:300] if lines else type(error).__name__
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, on one line; a line ending in `:` takes the next."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    said = lines[:1] or [type(error).__name__]
+    while said[-1].endswith(":") and len(said) < len(lines):
+        said.append(lines[len(said)])
+    return " ".join(said)[:300]

@@ -1,0 +1,20 @@
+"""The tiny models other tests lean on: they build, repeat themselves for a seed, and generate."""
+
+import pytest
+import torch
+
+from tests.tiny import ARCHITECTURES
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_builds_and_generates(tiny_model, tokenizer, architecture):
+    model, again, other = (tiny_model(architecture, seed) for seed in (0, 0, 1))
+    prompt = tokenizer("Ann has 3 apples.", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(prompt).logits
+        assert torch.equal(logits, again(prompt).logits)
+        assert not torch.equal(logits, other(prompt).logits)
+    written = model.generate(prompt, do_sample=False, min_new_tokens=12, max_new_tokens=12)
+    assert written.shape[1] == prompt.shape[1] + 12
+    assert len(set(written[0, prompt.shape[1] :].tolist())) > 2, "it says different things"
+    assert max(tokenizer.get_vocab().values()) < model.config.vocab_size == logits.shape[-1]
