@@ -85,10 +85,12 @@ class GatherBackend:
     ) -> None:
         slots = (num_blocks + 1) * BLOCK_SIZE
         self.device = device
-        self.keys, self.values = (
-            [torch.zeros(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device) for s in layers]
-            for _ in range(2)
-        )
+        self.keys = [
+            torch.zeros(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device) for s in layers
+        ]
+        self.values = [
+            torch.zeros(slots, s.kv_heads, s.value_dim, dtype=dtype, device=device) for s in layers
+        ]
 
     def plan(self, rows: list[Row]) -> "PlannedBatch":
         """Index tensors for a batch of rows; use it for one forward pass."""
@@ -127,7 +129,7 @@ class PlannedBatch:
         keys, values = self.backend.keys[layer], self.backend.values[layer]
         keys.index_copy_(0, self.slots_T, key_TKD)
         values.index_copy_(0, self.slots_T, value_TKD)
-        out_TQD = torch.empty_like(query_TQD)
+        out_TQD = query_TQD.new_empty(*query_TQD.shape[:2], spec.value_dim)
         for group in self.groups:
             out_NSQD = _attend(
                 query_TQD[group.query_NS],
@@ -191,4 +193,4 @@ def _attend(
         probs = scores.softmax(-1)
     probs = probs.view(N, K, G * S, -1).to(value_NCKD.dtype)
     out = probs @ value_NCKD.permute(0, 2, 1, 3)  # [N, K, G * S, D]
-    return out.view(N, K, G, S, D).permute(0, 3, 1, 2, 4).reshape(N, S, Q, D)
+    return out.view(N, K, G, S, -1).permute(0, 3, 1, 2, 4).reshape(N, S, Q, -1)

@@ -32,7 +32,8 @@ class LayerSpec:
     computes."""
 
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of queries and keys
+    value_dim: int  # of values; another width in expanded latent attention (DeepSeek-V3)
     scaling: float
     sliding_window: int | None
     softcap: float | None
@@ -92,13 +93,10 @@ def paged_attention(
             raise CheckpointError(
                 f"{name} asks for {option!r} in its attention, which is not supported"
             )
-    if value.shape[-1] != key.shape[-1]:
-        raise CheckpointError(
-            f"{name} has values of another width than its keys, which is not supported"
-        )
     spec = LayerSpec(
         kv_heads=key.shape[1],
         head_dim=key.shape[3],
+        value_dim=value.shape[3],
         scaling=key.shape[3] ** -0.5 if scaling is None else float(scaling),
         sliding_window=sliding_window,
         softcap=softcap,
@@ -136,7 +134,7 @@ class _Probe:
         if layer in self.layers:
             raise CheckpointError(f"layer {layer} attends twice, which is not supported")
         self.layers[layer] = spec
-        return torch.zeros_like(query_TQD)
+        return query_TQD.new_zeros(*query_TQD.shape[:2], spec.value_dim)
 
 
 def install(model: PreTrainedModel) -> list[LayerSpec]:

@@ -45,7 +45,8 @@ class ModelRunner:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token, over all layers."""
-        return sum(2 * s.kv_heads * s.head_dim for s in self.layers) * self.loaded.dtype.itemsize
+        width = sum(s.kv_heads * (s.head_dim + s.value_dim) for s in self.layers)
+        return width * self.loaded.dtype.itemsize
 
     def allocate(self, num_blocks: int) -> None:
         """Make the model's plane of `num_blocks` KV blocks."""
