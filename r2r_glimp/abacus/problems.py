@@ -37,7 +37,7 @@ OPERATORS = {
 RESULTS = ("=", "gives", "makes")
 CONNECTIVES = ("so", "hence", "thus")
 
-LEVELS = (1, 2, 3, 4)
+LEVELS = (1, 2, 3, 4, 5)
 """Difficulty: level `n` has `n` to `n + 2` definitions, of which at most two are distractors."""
 
 Split = Literal["train", "validation", "test"]

@@ -9,6 +9,7 @@ import argparse
 import os
 import random
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,36 @@ from r2r_glimp.abacus.problems import (
 )
 from r2r_glimp.abacus.tokenizer import build_tokenizer
 
-SIZES: dict[str, dict[str, Any]] = {
-    "slm": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2},
-    "llm": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4},
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Shape of a model and what its training takes by default."""
+
+    hidden_size: int
+    num_layers: int
+    steps: int
+    learning_rate: float
+
+
+RECIPES = {
+    "slm": Recipe(hidden_size=64, num_layers=2, steps=6000, learning_rate=2e-3),
+    "llm": Recipe(hidden_size=128, num_layers=4, steps=8000, learning_rate=1.5e-3),
 }
 HEAD_DIM = 32
-TRAINED_LEVELS = (*LEVELS, max(LEVELS) + 1)
 RECITALS = 0.5  # share of recitals at the beginning; they end at twice the curriculum
 POOL = 8  # batches drawn together and cut by length, so that little is padded
 
 
 def build_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
+    recipe = RECIPES[size]
     config = Qwen3Config(
-        **SIZES[size],
+        hidden_size=recipe.hidden_size,
+        intermediate_size=3 * recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
         vocab_size=-(-len(tokenizer) // 32) * 32,
-        num_attention_heads=SIZES[size]["hidden_size"] // HEAD_DIM,
-        num_key_value_heads=SIZES[size]["hidden_size"] // HEAD_DIM // 2,
+        num_attention_heads=recipe.hidden_size // HEAD_DIM,
+        num_key_value_heads=recipe.hidden_size // HEAD_DIM // 2,
         head_dim=HEAD_DIM,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
@@ -68,10 +82,10 @@ def make_example(rng: random.Random, progress: float, curriculum: float) -> tupl
     Finding a definition again is what small models learn last and everything else rests on;
     reciting teaches just that.
     """
-    hardest = 1 + int(len(TRAINED_LEVELS) * min(1.0, progress / curriculum))
-    problem = make_problem(rng, rng.choice(TRAINED_LEVELS[:hardest]))
+    hardest = 1 + int(len(LEVELS) * min(1.0, progress / curriculum))
+    problem = make_problem(rng, rng.choice(LEVELS[:hardest]))
     while problem.split() != "train":
-        problem = make_problem(rng, rng.choice(TRAINED_LEVELS[:hardest]))
+        problem = make_problem(rng, rng.choice(LEVELS[:hardest]))
     if rng.random() < RECITALS * (1 - progress / (2 * curriculum)):
         return problem.recital(rng)
     return problem.prompt(), problem.solution(rng)
@@ -103,7 +117,9 @@ def make_batch(
     for i, (p, r) in enumerate(chunk):
         end = len(p) + len(r)
         ids[i, :end] = torch.tensor(p + r)
-        weights[i, len(p) : end] = torch.tensor(token_weights(tokenizer.convert_ids_to_tokens(r)))
+        weights[i, len(p) : end] = torch.tensor(
+            token_weights([str(t) for t in tokenizer.convert_ids_to_tokens(r)])
+        )
     return ids, weights
 
 
@@ -121,7 +137,7 @@ def accuracy(
     """Greedy accuracy on validation problems, by level."""
     model.eval()
     right: dict[int, list[bool]] = {}
-    sample = list(islice(problems("validation", levels=TRAINED_LEVELS), num_problems))
+    sample = list(islice(problems("validation", levels=LEVELS), num_problems))
     for problem in sample:
         ids = tokenizer(chat_prompt(problem.prompt(), tokenizer), return_tensors="pt")["input_ids"]
         out: Any = model.generate(  # type: ignore[misc]
@@ -156,14 +172,14 @@ def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m r2r_glimp.abacus.train", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--size", choices=RECIPES, required=True)
     parser.add_argument("--out", type=Path, help="export folder (default: checkpoints/abacus-SIZE)")
     parser.add_argument(
         "--run_dir", type=Path, default=Path("runs/abacus"), help="resume state lives here"
     )
-    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--steps", type=int, help="default: 6000 for the slm, 8000 for the llm")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, help="default: 2e-3 for the slm, 1.5e-3 for the llm")
     parser.add_argument(
         "--decay", type=float, default=0.7, help="share of the run with a falling learning rate"
     )
@@ -175,6 +191,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--eval_every", type=int, default=1000)
     parser.add_argument("--eval_problems", type=int, default=100)
     args = parser.parse_args(argv)
+    recipe = RECIPES[args.size]
+    args.steps, args.lr = args.steps or recipe.steps, args.lr or recipe.learning_rate
     torch.set_num_threads(args.threads)
     out = args.out or Path(f"checkpoints/abacus-{args.size}")
     args.run_dir.mkdir(parents=True, exist_ok=True)

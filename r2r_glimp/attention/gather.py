@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from r2r_glimp.attention.paged import LayerSpec
+from r2r_glimp.core import EngineError
 from r2r_glimp.kv.pool import BLOCK_SIZE
 
 SHORT_ROW = 8  # rows with at most this many new tokens share one padded batch
@@ -78,6 +79,9 @@ class GatherBackend:
         num_blocks: usable blocks; one more, the null block, is added.
         dtype: of keys and values.
         device: where they live.
+
+    Raises:
+        EngineError: the device has too little memory.
     """
 
     def __init__(
@@ -85,12 +89,19 @@ class GatherBackend:
     ) -> None:
         slots = (num_blocks + 1) * BLOCK_SIZE
         self.device = device
-        self.keys = [
-            torch.zeros(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device) for s in layers
-        ]
-        self.values = [
-            torch.zeros(slots, s.kv_heads, s.value_dim, dtype=dtype, device=device) for s in layers
-        ]
+        try:
+            self.keys = [
+                torch.empty(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device)
+                for s in layers
+            ]
+            self.values = [
+                torch.empty(slots, s.kv_heads, s.value_dim, dtype=dtype, device=device)
+                for s in layers
+            ]
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            raise EngineError(f"no memory for {num_blocks:,} KV blocks: lower kv_memory") from error
+        for plane in self.keys + self.values:
+            plane[:BLOCK_SIZE] = 0  # the null block; all others are written before they are read
 
     def plan(self, rows: list[Row]) -> "PlannedBatch":
         """Index tensors for a batch of rows; use it for one forward pass."""

@@ -17,7 +17,7 @@ from r2r_glimp.models import LoadedModel, ModelPair
 
 FAMILIES = (
     "llama qwen2 qwen3 qwen3_moe mistral gemma2 phi3 gpt_oss "
-    "granite olmo2 smollm3 cohere2 gpt_neox gpt2 opt"
+    "granite olmo2 smollm3 cohere2 gpt_neox gpt2 opt mixtral gemma3_text deepseek_v3"
 ).split()
 NUM_TOKENS = 24
 

@@ -206,20 +206,27 @@ def test_the_llm_waits_for_a_batch(engine_pair: ModelPair) -> None:
     del engine.runners[1].forward  # type: ignore[misc]
 
 
+THOUGHTS = [THINK + start for start in ("", "Cups", " hats", " 4", "!", "Cups hats")]
+
+
 def test_two_tags_never_stand_in_one_text(engine: Engine) -> None:
-    """A prompt that opens the thinking is not opened again by the engine."""
-    output = engine.generate(
-        THINK, GREEDY, RoutingParams(granularity="step", max_thinking_tokens=5)
-    )[0]
-    assert output.text.count("</think>") >= 1
-    assert output.stats.forced_tokens > 0
-    assert output.sources[-1] == "llm"  # the answer is the LLM's
+    """A prompt that opens the thinking is not opened again, and what is closed by force is closed
+    once."""
+    routing = RoutingParams(granularity="step", max_thinking_tokens=3)
+    outputs = engine.generate(THOUGHTS, SamplingParams(max_tokens=24, seed=0), routing)
+    forced = [output for output in outputs if output.stats.forced_tokens]
+    assert forced
+    for output in forced:
+        thinking = output.text.partition("</think>")[0]
+        assert "<think>" not in thinking
+        assert len(output.token_ids) == 24 or output.finish_reason == "stop"
+        assert output.sources[-1] == "llm"  # the answer is the LLM's
 
 
 def test_a_missing_delimiter_is_said_once(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    routing = RoutingParams(granularity="step", delimiter="regex:never", max_step_tokens=4)
+    routing = RoutingParams(granularity="step", delimiter="regex:never", max_step_tokens=3)
     with caplog.at_level(logging.WARNING):
-        engine.generate([THINK, THINK], GREEDY, routing)
+        engine.generate(THOUGHTS, GREEDY, routing)
     assert len([r for r in caplog.records if "without a step delimiter" in r.message]) == 1
 
 

@@ -1,0 +1,82 @@
+"""`r2r-glimp inspect THING`: look at a pair, a model, a router, or at who wrote what in outputs.
+
+a pair's name or YAML file     both models, and whether they fit together; no weights are loaded
+a folder or Hub id             a model, or a trained router
+outputs.jsonl                  what `generate --output outputs.jsonl --trace` recorded
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from r2r_glimp.cli.outputs import to_json_line
+from r2r_glimp.cli.parser import Parser
+from r2r_glimp.core import UsageError
+
+EXAMPLES = (
+    "abacus",
+    "qwen3-0.6b-8b --json",
+    "checkpoints/abacus-token-router",
+    "answers.jsonl --show 2",
+)
+
+
+def build_parser() -> Parser:
+    """The options of this verb."""
+    parser = Parser("inspect", "THING [options]", __doc__ or "", EXAMPLES)
+    text = "a pair's name or YAML file, folder or Hub id of a model or router, or JSONL of outputs"
+    parser.add_argument("thing", type=str, metavar="THING", help=text)
+    text = "of a JSONL file: outputs whose text is shown, the first ones"
+    parser.add_argument("--show", type=int, default=1, metavar="N", help=text)
+    text = "of a JSONL file: decisions listed for each of them"
+    parser.add_argument("--decisions", type=int, default=20, metavar="N", help=text)
+    parser.add_flag(parser, "no_color", "mark the LLM's text by brackets instead of colour")
+    parser.add_flag(parser, "json", "one JSON object on stdout")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    options = build_parser().parse(argv)
+    for name in ("show", "decisions"):
+        if options[name] < 0:
+            raise UsageError(f"--{name} {options[name]} is out of range: 0 or more")
+    facts, text = _look(options.thing, options)
+    print(to_json_line(facts) if options.json else text)
+    return 0
+
+
+def _look(thing: str, options: Namespace) -> tuple[dict[str, Any], str]:
+    """What a thing is, as plain values and as text."""
+    from r2r_glimp.models.presets import preset_names
+
+    path = Path(thing).expanduser()
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        from r2r_glimp.cli import recorded
+
+        return recorded.inspect(path, options, sys.stdout)
+    from r2r_glimp.cli import checkpoints
+
+    if path.suffix in (".yaml", ".yml") or (thing in preset_names() and not path.is_dir()):
+        return checkpoints.inspect_pair(thing)
+    if not path.is_dir() and "/" not in thing:
+        pairs = ", ".join(preset_names())
+        raise UsageError(
+            f"{thing}: nothing has this name: give a pair ({pairs}), a folder, a Hub id, or JSONL"
+        )
+    folder, revision = checkpoints.locate(thing)
+    if is_router(folder):
+        return checkpoints.inspect_router(thing, folder)
+    return checkpoints.inspect_model(thing, folder, revision)
+
+
+def is_router(folder: Path) -> bool:
+    """Whether a folder's config.json is a router's."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "format_version" in config
