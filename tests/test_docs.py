@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """(page and line, text) of the fenced blocks of a language; `console` blocks need a download."""
+    """(page:line, text) of a language's fenced blocks; `console` ones need a download."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
