@@ -57,7 +57,9 @@ def measure(engine: Engine, questions: list[Problem], routing: RoutingParams) ->
     """Run one system over all questions at once."""
     prompts = [[{"role": "user", "content": question.prompt()}] for question in questions]
     started = time.monotonic()
-    outputs = engine.generate(prompts, SamplingParams(max_tokens=200, seed=0), routing)  # type: ignore[arg-type]
+    # A seed of its own for each question: the random router draws from it.
+    sampling = [SamplingParams(max_tokens=200, seed=seed) for seed in range(len(questions))]
+    outputs = engine.generate(prompts, sampling, routing)  # type: ignore[arg-type]
     elapsed_s = time.monotonic() - started
     right = sum(is_correct(q, o.text) for q, o in zip(questions, outputs, strict=True))
     tokens = sum(len(o.token_ids) for o in outputs)

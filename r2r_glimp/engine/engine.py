@@ -12,7 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -183,26 +183,32 @@ class Engine:
     def generate(
         self,
         prompts: Prompt | list[Prompt],
-        sampling: SamplingParams | None = None,
-        routing: RoutingParams | None = None,
+        sampling: SamplingParams | list[SamplingParams] | None = None,
+        routing: RoutingParams | list[RoutingParams] | None = None,
         on_finish: Callable[[RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
-        """Generate for one prompt or many, all at once; outputs in the order of the prompts, then
-        of `n`.
+        """Generate for one prompt or many, all at once.
 
         Args:
+            prompts: one prompt, or a list of them.
+            sampling, routing: for all prompts, or a list with one for each.
             on_finish: called with each output as it finishes, in any order.
+
+        Returns:
+            Outputs in the order of the prompts, then of `n`.
 
         Raises:
             UsageError, DataError: a prompt cannot run; none does then.
         """
         batch: list[Prompt] = prompts if _is_batch(prompts) else [prompts]  # type: ignore[assignment, list-item]
+        samplings = _one_each("sampling", sampling or SamplingParams(), len(batch))
+        routings = _one_each("routing", routing or RoutingParams(), len(batch))
         ids: dict[str, int] = {}
         outputs: dict[tuple[int, int], RequestOutput] = {}
         try:
-            for order, prompt in enumerate(batch):
-                ids[self.add_request(prompt, sampling, routing)] = order
-            while len(outputs) < len(batch) * (sampling.n if sampling else 1):
+            for order, request in enumerate(zip(batch, samplings, routings, strict=True)):
+                ids[self.add_request(*request)] = order
+            while len(outputs) < sum(one.n for one in samplings):
                 for event in self.step():
                     if isinstance(event, FinishEvent) and event.request_id in ids:
                         outputs[ids[event.request_id], event.index] = event.output
@@ -545,6 +551,17 @@ class Engine:
                     "or lower --max_tokens"
                 )
         return prompts
+
+
+T = TypeVar("T")
+
+
+def _one_each(name: str, values: T | list[T], count: int) -> list[T]:
+    """One value per prompt."""
+    each = values if isinstance(values, list) else [values] * count
+    if len(each) != count:
+        raise UsageError(f"{name} has {len(each)} entries for {count} prompts")
+    return each
 
 
 def _is_batch(prompts: Prompt | list[Prompt]) -> bool:

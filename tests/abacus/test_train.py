@@ -50,7 +50,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     assert ids.shape != other.shape or not torch.equal(ids, other)
     # The prompt is not trained on, and wording that does not matter counts little.
     assert (weights[:, :8] == 0).all()
-    assert set(weights.unique().tolist()) <= {0.0, 1.0, pytest.approx(0.1)}
+    assert {round(weight, 3) for weight in weights.unique().tolist()} <= {0.0, 0.1, 1.0}
 
 
 def test_the_table_prints_every_system(

@@ -32,6 +32,15 @@ def test_outputs_come_in_the_order_of_the_prompts(engine: Engine) -> None:
     assert [o.token_ids for o in together] == [o.token_ids for o in alone]
 
 
+def test_each_prompt_may_have_parameters_of_its_own(engine: Engine) -> None:
+    sampling = [SamplingParams(max_tokens=n, ignore_eos=True) for n in (3, 5)]
+    routing = [RoutingParams(router="slm"), RoutingParams(router="llm")]
+    outputs = engine.generate(["Cups", "Cups"], sampling, routing)
+    assert [(len(o.token_ids), o.sources[0]) for o in outputs] == [(3, "slm"), (5, "llm")]
+    with pytest.raises(UsageError, match="2 entries for 1 prompts"):
+        engine.generate(["Cups"], sampling)
+
+
 def test_a_prompt_is_text_messages_or_token_ids(engine: Engine) -> None:
     tokenizer = engine.pair.slm.tokenizer
     messages = [{"role": "user", "content": "Say hats 4."}]
