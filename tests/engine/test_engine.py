@@ -141,6 +141,19 @@ def test_the_prefix_cache_serves_both_models(engine: Engine) -> None:
     assert warm.llm_computed == cold.llm_computed - 64
 
 
+def test_tiny_pools_force_preemption_and_change_nothing(engine_pair: ModelPair) -> None:
+    sampling = SamplingParams(max_tokens=60, ignore_eos=True, seed=4, temperature=1.0)
+    routing = RoutingParams(router="random", threshold=0.4, granularity="token")
+    prompts = [[8 + i] * (5 + 3 * i) for i in range(8)]
+    roomy = Engine(engine_pair, kv_memory="2MiB").generate(prompts, sampling, routing)
+    engine = Engine(engine_pair, kv_memory="64KiB")  # 8 blocks; every request needs 5 or 6
+    tight = engine.generate(prompts, sampling, routing)
+    assert sum(output.stats.preemptions for output in tight) > 0
+    assert sum(output.stats.preemptions for output in roomy) == 0
+    assert [o.token_ids for o in tight] == [o.token_ids for o in roomy]
+    engine.check_integrity()
+
+
 def test_a_model_that_is_never_called_computes_nothing(engine: Engine) -> None:
     slm, llm = (
         engine.generate("Cups", GREEDY, RoutingParams(router=name))[0].stats
