@@ -1,6 +1,6 @@
-"""Labeling: from questions to a dataset that says where the SLM's choice changes the path (R2R, section 4.1).
+"""Labeling: from questions to a dataset that says where the SLM's choice changes the path.
 
     respond ─▶ compare ─▶ continue ─▶ verify ─▶ build
 
-`python -m labeling --config configs/labeling/abacus.yaml`
+After R2R (arXiv 2505.21600, section 4.1): `python -m labeling --config FILE`.
 """

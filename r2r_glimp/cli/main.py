@@ -17,6 +17,12 @@ VERBS = (
     ("generate", "r2r_glimp.cli.generate", "write with the pair: a prompt, a file, or JSONL"),
     ("chat", "r2r_glimp.cli.chat", "talk with the pair, turn by turn"),
     ("inspect", "r2r_glimp.cli.inspect", "look at a pair, a router, or who wrote what in outputs"),
+    ("label", "r2r_glimp.cli.label", "label where the small model's choice changes the path"),
+    ("fit", "r2r_glimp.cli.fit", "train a router on a labeled dataset"),
+    ("calibrate", "r2r_glimp.cli.calibrate", "find the threshold for a share, a recall or a cost"),
+    ("push", "r2r_glimp.cli.push", "publish a router or a dataset on the Hub"),
+    ("pull", "r2r_glimp.cli.pull", "fetch a router from the Hub"),
+    ("import-r2r", "r2r_glimp.cli.import_r2r", "convert a router of the R2R project"),
     ("env", "r2r_glimp.cli.env", "what this machine has: versions, devices, memory"),
 )
 _MODULES = {name: module for name, module, _ in VERBS}
