@@ -246,7 +246,8 @@ class Batch:
                 raise EngineError(f"{where}: the {model.name} failed: {error}") from error
             assert touched or self._running, "a text fits when nothing else runs"
             done = [reads[index] for index in sorted(touched)]
-            self._reads = [one for one in self._reads if one not in done]
+            untouched = [one for i, one in enumerate(reads) if i not in touched]
+            self._reads = [one for one in self._reads if one[0].model is not model] + untouched
             elapsed = time.perf_counter() - started
             for job, owner, slot in done:
                 self.seconds[job.stage] += elapsed / len(done)
@@ -259,8 +260,9 @@ class Batch:
         for event in self.engine.step():
             if isinstance(event, FinishEvent):
                 stopped = self._stopped.pop(event.request_id, None)
-                running = stopped or self._running.pop(event.request_id)
-                self._finish(running, event.output)
+                running = stopped or self._running.pop(event.request_id, None)
+                if running is not None:  # else a request that somebody else has aborted
+                    self._finish(running, event.output)
             elif event.request_id in self._running:
                 self.num_written += 1
                 self._running[event.request_id].text += event.text

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from r2r_glimp.abacus.problems import LEVELS
 from r2r_glimp.core import SamplingParams, UsageError
 
 Until = Literal["sentence", "step", "answer"]
@@ -56,7 +57,7 @@ class SourceConfig:
     answer_key: str | None = None
     response_key: str = "response"
     count: int = 1000
-    levels: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    levels: list[int] = field(default_factory=lambda: list(LEVELS))
     seed: int = 0
 
     def __post_init__(self) -> None:
