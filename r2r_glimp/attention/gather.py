@@ -3,14 +3,16 @@ products.
 
 Plain torch, so it runs on every device and is what faster backends are checked against.
 
-    keys[layer]   [slots, K, D]     slot = block * 16 + position in block; block 0 is all zeros and
+    keys[layer]   [K, slots, D]     slot = block * 16 + position in block; block 0 is all zeros and
     pads ragged rows
 
-Rows with few new tokens (decode, short catch-up) are padded to one batch; long prefill chunks run
-one at a time. The index tensors of a batch are planned once and used by every layer.
+Rows with about as many new tokens are padded to one batch: decode, short catch-up, drafts; long
+prefill chunks run one at a time. The index tensors of a batch are planned once and used by every
+layer. Pages are gathered by whole rows (`index_select` copies them; fancy indexing would walk the
+numbers one by one), with the heads outermost, so that what is gathered is what is multiplied.
 
 Shape suffixes: T tokens of the ragged batch, N rows, S new tokens of a row, C context of a row, Q
-query heads, K key/value heads, G = Q / K, D head size.
+query heads, K key/value heads, G = Q / K, D head size, R = N * S, X = N * C.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +24,8 @@ from r2r_glimp.attention.paged import LayerSpec
 from r2r_glimp.core import EngineError
 from r2r_glimp.kv.pool import BLOCK_SIZE
 
-SHORT_ROW = 8  # rows with at most this many new tokens share one padded batch
+SIZES = (1, 4, 16, 64)  # rows with at most so many new tokens, and more than the size before,
+MAX_SCORES = 2**22  # share a padded batch of at most so many scores per head
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,14 @@ class _Group:
     context_NC: Tensor  # slots; padding is slot 0
     query_positions_NS: Tensor
     lengths_N: Tensor
+    query_R: Tensor = field(init=False)
+    context_X: Tensor = field(init=False)
+    picked: Tensor = field(init=False)  # index of what is not padding among R
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.query_R, self.context_X = self.query_NS.flatten(), self.context_NC.flatten()
+        self.picked = self.real_NS.flatten().nonzero().squeeze(1)
 
     def mask_NSC(self, sliding_window: int | None) -> Tensor:
         """True where a query may look: causal, inside the row, inside the window."""
@@ -91,17 +101,17 @@ class GatherBackend:
         self.device = device
         try:
             self.keys = [
-                torch.empty(slots, s.kv_heads, s.head_dim, dtype=dtype, device=device)
+                torch.empty(s.kv_heads, slots, s.head_dim, dtype=dtype, device=device)
                 for s in layers
             ]
             self.values = [
-                torch.empty(slots, s.kv_heads, s.value_dim, dtype=dtype, device=device)
+                torch.empty(s.kv_heads, slots, s.value_dim, dtype=dtype, device=device)
                 for s in layers
             ]
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise EngineError(f"no memory for {num_blocks:,} KV blocks: lower kv_memory") from error
         for plane in self.keys + self.values:
-            plane[:BLOCK_SIZE] = 0  # the null block; all others are written before they are read
+            plane[:, :BLOCK_SIZE] = 0  # the null block; all others are written before they are read
 
     def plan(self, rows: list[Row]) -> "PlannedBatch":
         """Index tensors for a batch of rows; use it for one forward pass."""
@@ -114,18 +124,13 @@ class PlannedBatch:
     def __init__(self, backend: GatherBackend, rows: list[Row]) -> None:
         self.backend = backend
         offset, slots_T = 0, []
-        short: list[tuple[int, Row, Tensor]] = []
-        self.groups: list[_Group] = []
+        members: list[_Member] = []
         for row in rows:
             context = _slots(row)
             slots_T.append(context[row.start :])
-            if len(row.tokens) <= SHORT_ROW:
-                short.append((offset, row, context))
-            else:
-                self.groups.append(_group([(offset, row, context)]).to(backend.device))
+            members.append((offset, row, context))
             offset += len(row.tokens)
-        if short:
-            self.groups.append(_group(short).to(backend.device))
+        self.groups = [_group(group).to(backend.device) for group in _split(members)]
         self.slots_T = torch.cat(slots_T).to(backend.device)
 
     def attend(
@@ -138,20 +143,42 @@ class PlannedBatch:
         sinks_Q: Tensor | None,
     ) -> Tensor:
         keys, values = self.backend.keys[layer], self.backend.values[layer]
-        keys.index_copy_(0, self.slots_T, key_TKD)
-        values.index_copy_(0, self.slots_T, value_TKD)
+        keys.index_copy_(1, self.slots_T, key_TKD.transpose(0, 1))
+        values.index_copy_(1, self.slots_T, value_TKD.transpose(0, 1))
         out_TQD = query_TQD.new_empty(*query_TQD.shape[:2], spec.value_dim)
         for group in self.groups:
-            out_NSQD = _attend(
-                query_TQD[group.query_NS],
-                keys[group.context_NC],
-                values[group.context_NC],
+            out_RQD = _attend(
+                query_TQD.index_select(0, group.query_R),
+                keys.index_select(1, group.context_X),
+                values.index_select(1, group.context_X),
                 group.mask_NSC(spec.sliding_window),
                 spec,
                 sinks_Q,
             )
-            out_TQD[group.query_NS[group.real_NS]] = out_NSQD[group.real_NS]
+            real = group.picked
+            out_TQD.index_copy_(0, group.query_R[real], out_RQD.index_select(0, real))
         return out_TQD
+
+
+_Member = tuple[int, Row, Tensor]  # first token in the ragged batch, row, slots of its context
+
+
+def _split(members: list[_Member]) -> list[list[_Member]]:
+    """Rows that are padded to one batch each; a row longer than all sizes stands alone."""
+    by_size: dict[int, list[_Member]] = {}
+    groups = []
+    for member in members:
+        num_new = len(member[1].tokens)
+        size = next((size for size in SIZES if num_new <= size), None)
+        if size is None:
+            groups.append([member])
+        else:
+            by_size.setdefault(size, []).append(member)
+    for size, same in by_size.items():
+        longest = max(len(context) for _, _, context in same)
+        step = max(1, MAX_SCORES // (size * longest))
+        groups += [same[i : i + step] for i in range(0, len(same), step)]
+    return groups
 
 
 def _slots(row: Row) -> Tensor:
@@ -160,7 +187,7 @@ def _slots(row: Row) -> Tensor:
     return (blocks.unsqueeze(1) * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[: row.end]
 
 
-def _group(members: list[tuple[int, Row, Tensor]]) -> _Group:
+def _group(members: list[_Member]) -> _Group:
     new_N = torch.tensor([len(row.tokens) for _, row, _ in members])
     first_N = torch.tensor([offset for offset, _, _ in members])
     start_N = torch.tensor([row.start for _, row, _ in members])
@@ -179,29 +206,30 @@ def _group(members: list[tuple[int, Row, Tensor]]) -> _Group:
 
 
 def _attend(
-    query_NSQD: Tensor,
-    key_NCKD: Tensor,
-    value_NCKD: Tensor,
+    query_RQD: Tensor,
+    key_KXD: Tensor,
+    value_KXD: Tensor,
     mask_NSC: Tensor,
     spec: LayerSpec,
     sinks_Q: Tensor | None,
 ) -> Tensor:
-    """Softmax attention with the query heads of a group packed beside the new tokens, output [N, S,
-    Q, D]."""
-    N, S, Q, D = query_NSQD.shape
+    """Softmax attention with the query heads of a group packed beside the new tokens, output [R, Q,
+    D]."""
+    N, S, C = mask_NSC.shape
+    R, Q, D = query_RQD.shape
     K = spec.kv_heads
     G = Q // K
-    query = query_NSQD.view(N, S, K, G, D).permute(0, 2, 3, 1, 4).reshape(N, K, G * S, D)
-    scores = (query @ key_NCKD.permute(0, 2, 3, 1)).float() * spec.scaling  # [N, K, G * S, C]
+    query = query_RQD.view(N, S, K, G, D).permute(2, 0, 3, 1, 4).reshape(K * N, G * S, D)
+    scores = torch.bmm(query, key_KXD.view(K * N, C, D).transpose(1, 2)).float() * spec.scaling
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
-    scores = scores.view(N, K, G, S, -1).masked_fill(~mask_NSC[:, None, None], -torch.inf)
+    scores = scores.view(K, N, G, S, C).masked_fill_(~mask_NSC[:, None], -torch.inf)
     if sinks_Q is not None:
         # A sink is one more column that takes probability and gives nothing (gpt-oss).
-        sink = sinks_Q.float().view(1, K, G, 1, 1).expand(N, K, G, S, 1)
+        sink = sinks_Q.float().view(K, 1, G, 1, 1).expand(K, N, G, S, 1)
         probs = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
     else:
         probs = scores.softmax(-1)
-    probs = probs.view(N, K, G * S, -1).to(value_NCKD.dtype)
-    out = probs @ value_NCKD.permute(0, 2, 1, 3)  # [N, K, G * S, D]
-    return out.view(N, K, G, S, -1).permute(0, 3, 1, 2, 4).reshape(N, S, Q, -1)
+    probs = probs.reshape(K * N, G * S, C).to(value_KXD.dtype)
+    out = torch.bmm(probs, value_KXD.view(K * N, C, -1))
+    return out.view(K, N, G, S, -1).permute(1, 3, 0, 2, 4).reshape(R, Q, -1)

@@ -101,6 +101,8 @@ class Engine:
         self.tags = find_tags(pair.slm.tokenizer.get_vocab())
         self.scheduler = Scheduler(self.kv, max_batch=max_batch, max_batch_tokens=max_batch_tokens)
         self._events: list[Event] = []
+        # Tokens a timeline may have, for each model; a config tells its context only slowly.
+        self.room = [min(self.pair[m].context_length, self.kv.capacity) for m in Model]
         self._arrivals = 0
         self._warned_undelimited = False
 
@@ -440,10 +442,7 @@ class Engine:
             self._events.append(FinishEvent(sequence.request_id, sequence.index, sequence.output()))
 
     def _out_of_room(self, sequence: Sequence) -> bool:
-        return any(
-            len(sequence.timelines[m].tokens) >= min(self.pair[m].context_length, self.kv.capacity)
-            for m in Model
-        )
+        return any(len(sequence.timelines[m].tokens) >= self.room[m] for m in Model)
 
     def _close_thinking(self, sequence: Sequence) -> None:
         """Close the thinking by force: write the closing tag, or end a text that has none."""

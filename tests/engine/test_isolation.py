@@ -92,7 +92,7 @@ def _poison(runner, rng: random.Random, monkeypatch) -> None:
             if row.blocks[0] in poisoned:
                 result.logits_RV[offset : offset + num_wanted] = torch.nan
                 for layer in runner.backend.keys + runner.backend.values:
-                    layer[row.blocks[0] * 16 : row.blocks[0] * 16 + 16] = torch.nan
+                    layer[:, row.blocks[0] * 16 : row.blocks[0] * 16 + 16] = torch.nan
             offset += num_wanted
         return result
 
