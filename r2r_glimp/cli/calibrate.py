@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "--router entropy --granularity step --answer_by router --target_llm_share 0.1",
     "--router checkpoints/abacus-token-router --target_llm_share 0.05 --target_llm_share 0.1",
-    "--router checkpoints/abacus-token-router --target_recall 0.95 --labels runs/labels/abacus/dataset",
+    "--router checkpoints/abacus-token-router --target_recall 0.95 "
+    "--labels runs/labels/abacus/dataset",
     "--pair qwen3-0.6b-8b --router entropy --target_avg_params 1.5B --prompts questions.jsonl",
     "--router entropy --granularity step --mixture --fresh 500 --json",
 )

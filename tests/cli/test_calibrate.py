@@ -1,6 +1,7 @@
 """`calibrate`: targets met on routed text, results in their places, one line where it cannot be."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,16 +9,17 @@ import pytest
 import torch
 import yaml
 
+from r2r_glimp.cli.calibration.labels import load_labels
 from r2r_glimp.hub import load_router
 from r2r_glimp.hub.checkpoint import RouterCheckpoint, read_checkpoint
 from r2r_glimp.hub.config import RouterConfig
 from r2r_glimp.models.pair import ModelPair
 from r2r_glimp.routing.features import FeatureSpec
 from r2r_glimp.routing.mlp import MLPConfig, MLPRouterNet, MLPSize, Threshold
-from tests.training.conftest import columns_of, signals_of, write
+from tests.training.conftest import NUM_QUESTIONS, columns_of, signals_of, write
 
 HIDDEN = 32  # of the tiny models
-SIZES = ("--num_prompts", "12", "--max_tokens", "10")
+SIZES = ("--num_prompts", "12", "--max_tokens", "10", "--tolerance", "0.1")
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_average_parameters(calibrate, models):
     result = calibrate(*ENTROPY, "--target_avg_params", str(1.25 * one / 1e3) + "K", "--json")
     (found,) = json.loads(result.out)["thresholds"]
     assert found["target"] == pytest.approx(0.25, rel=1e-3)
-    assert found["average_parameters"] == pytest.approx(1.25 * one, rel=0.03)
+    assert found["average_parameters"] == pytest.approx(1.25 * one, rel=0.05)
 
 
 def test_steps_and_the_random_router(calibrate):
@@ -148,7 +150,7 @@ def test_steps_and_the_random_router(calibrate):
                      "--target_llm_share", "0.4", "--json")  # fmt: skip
     assert step.code == 0, step.err
     (found,) = json.loads(step.out)["thresholds"]
-    assert found["llm_share"] == pytest.approx(0.4, abs=0.05)
+    assert found["llm_share"] == pytest.approx(0.4, abs=0.06)
     options = yaml.safe_load(Path("runs/calibrate/entropy-step/generate.yaml").read_text())
     assert (options["delimiter"], options["max_step_tokens"]) == ("newline", 4)
     result = calibrate("--router", "random", "--target_llm_share", "0.3", "--json")
@@ -157,12 +159,12 @@ def test_steps_and_the_random_router(calibrate):
 
 
 def test_sampled_completions_draw_apart(calibrate):
-    more = ("--temperature", "1.0", "--n", "2", "--seed", "3", "--num_prompts", "8", "--json")
+    more = ("--temperature", "1.0", "--n", "2", "--seed", "3", "--num_prompts", "6", "--json")
     result = calibrate(*ENTROPY, "--target_llm_share", "0.3", *more)
     assert result.code == 0, result.err
     facts = json.loads(result.out)
     assert "temperature 1" in facts["calibrated_on"]
-    assert facts["thresholds"][0]["num_prompts"] == 8
+    assert facts["thresholds"][0]["num_prompts"] == 6
     again = calibrate(*ENTROPY, "--target_llm_share", "0.3", *more)
     assert json.loads(again.out)["thresholds"] == facts["thresholds"]
 
@@ -170,7 +172,7 @@ def test_sampled_completions_draw_apart(calibrate):
 def test_mixture_on_the_bundled_pair(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("calibrate", "--router", "entropy", "--granularity", "step", "--mixture",
-                 "--answer_by", "router", "--num_prompts", "30", "--max_tokens", "80",
+                 "--answer_by", "router", "--num_prompts", "20", "--max_tokens", "80",
                  "--kv_memory", "64MiB", "--json")  # fmt: skip
     assert result.code == 0, result.err
     facts = json.loads(result.out)
@@ -329,3 +331,15 @@ def test_the_llm_writes_every_answer(cli, tmp_path, monkeypatch):
 def test_which_prompts(cli, pair):
     result = cli("calibrate", *pair, *ENTROPY, "--target_llm_share", "0.1")
     assert result.code == 2 and "which prompts?" in result.error
+
+
+def test_of_its_own_training_data_only_the_selection_split_counts(router, labeled, models):
+    slm = ModelPair.from_pretrained(models / "slm", models / "slm", device="cpu").slm
+    checkpoint = read_checkpoint(router)
+    checkpoint.training_config = "data:\n  selection: 0.3\n  test: 0.2\n  split_seed: 1\n"
+    whole = load_labels(labeled, checkpoint.build(), "token", slm, checkpoint)
+    facts = {"dataset": f"runs/{Path(labeled).name}", "questions": NUM_QUESTIONS}
+    checkpoint.config = dataclasses.replace(checkpoint.config, trained_on=facts)
+    part = load_labels(labeled, checkpoint.build(), "token", slm, checkpoint)
+    assert part.name.startswith("selection split of labels: ")
+    assert 0.1 < len(part.scores) / len(whole.scores) < 0.5

@@ -75,12 +75,11 @@ def load_labels(
             f"--labels needs {error.name}, which is not installed: pip install 'r2r_glimp[train]'"
         ) from None
     column = None if isinstance(router, MLPRouter) else _column(router)
-    splits: tuple[str, ...] = ("train", "selection", "test")
-    options: dict[str, Any] = {}
-    if checkpoint is not None and _trained_on(checkpoint, path):
-        splits, options = ("selection",), _split_options(checkpoint)
+    options = {} if checkpoint is None else _split_options(checkpoint)
     data = RouterData(path, granularity=granularity, positive=_positive(checkpoint), **options)
     data.setup()
+    known = checkpoint is not None and _trained_on(checkpoint, data)
+    splits = ("selection",) if known else ("train", "selection", "test")
     fingerprint = data.rows.fingerprint("slm")
     mismatch = None if fingerprint is None else fingerprint.mismatch(slm.fingerprint)
     if mismatch is not None:
@@ -133,9 +132,11 @@ def _network_scores(
     return torch.cat(parts)
 
 
-def _trained_on(checkpoint: "RouterCheckpoint", path: str) -> bool:
-    known = str(checkpoint.config.trained_on.get("dataset", ""))
-    return bool(known) and Path(known).name == Path(path).name
+def _trained_on(checkpoint: "RouterCheckpoint", data: "RouterData") -> bool:
+    """Whether a router was trained on this dataset, as far as its name and size tell."""
+    facts = checkpoint.config.trained_on
+    same_name = Path(str(facts.get("dataset", ""))).name == Path(data.path).name
+    return same_name and facts.get("questions") == len(data.rows.question_ids)
 
 
 def _split_options(checkpoint: "RouterCheckpoint") -> dict[str, Any]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from r2r_glimp.cli.calibration.results import Outcome
 from r2r_glimp.core import UsageError
-from r2r_glimp.routing.mixture import from_scale
+from r2r_glimp.routing.mixture import to_scale
 
+TABLES = ("share", "scores", "precision_recall")
 _BINS = 60
 _POINTS = 400
 
@@ -34,6 +35,8 @@ def write_report(outcome: Outcome, folder: Path) -> None:
         tables["precision_recall"] = precision_recall_table(outcome)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in (folder / f"{name}.{kind}" for name in TABLES for kind in ("csv", "png")):
+            old.unlink(missing_ok=True)
         for name, (header, rows) in tables.items():
             with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows])
@@ -116,31 +119,24 @@ def _draw_share(outcome: Outcome, axes: Any) -> None:
 
 
 def _draw_scores(outcome: Outcome, axes: Any) -> None:
-    scores = outcome.found[0].point.scores
-    axes.hist(scores, bins=_BINS, color="0.7")
-    axes.set_yscale("log")
-    if outcome.mixture is not None and len(scores):
-        _draw_mixture(outcome, axes, scores)
+    """The scores, on the scale that a mixture was fitted on."""
+    mixture, scale = outcome.mixture or (None, "linear")
+    values = to_scale(outcome.found[0].point.scores, scale)
+    counts, edges, _ = axes.hist(values, bins=_BINS, color="0.7")
     for i, found in enumerate(outcome.found):
-        axes.axvline(found.point.threshold, color=f"C{i}", linewidth=1, label=found.name)
-    axes.set_xlabel(_score_name(outcome))
+        border = to_scale(np.array([found.point.threshold]), scale)[0]
+        axes.axvline(border, color=f"C{i}", linewidth=1, label=found.name)
+    if mixture is None:
+        axes.set_yscale("log")
+    else:
+        at = np.linspace(edges[0], edges[-1], _POINTS)
+        per_bin = len(values) * (edges[1] - edges[0])
+        for name, density in zip(("sure", "unsure"), mixture.density(at), strict=True):
+            axes.plot(at, density * per_bin, label=f"mixture: {name}")
+        axes.set_ylim(0, 1.3 * counts.max())
+    axes.set_xlabel(("" if scale == "linear" else f"{scale} of ") + _score_name(outcome))
     axes.set_ylabel("decisions")
     axes.legend(fontsize=8)
-
-
-def _draw_mixture(outcome: Outcome, axes: Any, scores: np.ndarray) -> None:
-    """Both components as counts per bin of the scores' own scale."""
-    assert outcome.mixture is not None
-    mixture, scale = outcome.mixture
-    low = min(m - 3 * s for m, s in zip(mixture.means, mixture.stds, strict=True))
-    high = max(m + 3 * s for m, s in zip(mixture.means, mixture.stds, strict=True))
-    at = np.linspace(low, high, _POINTS)
-    value = from_scale(at, scale)
-    inside = (value >= scores.min()) & (value <= scores.max())
-    per_bin = len(scores) * (scores.max() - scores.min()) / _BINS
-    counts = mixture.density(at) / np.gradient(value, at) * per_bin
-    for name, count in zip(("sure", "unsure"), counts, strict=True):
-        axes.plot(value[inside], np.maximum(count[inside], 0.1), label=f"mixture: {name}")
 
 
 def _draw_precision_recall(outcome: Outcome, axes: Any) -> None:
