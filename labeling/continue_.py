@@ -1,7 +1,7 @@
 """Stage continue: from a difference on, the LLM writes what would follow the SLM's choice.
 
-    response   … = 7, so │cups 7.\\n\\n …             the LLM's branch: the answer itself
-                         └books 7.\\n\\nPens are …    the SLM's branch: its token, then the LLM
+    response   … = 7, so │cups 7.\\n\\n …                  the LLM's branch: the answer itself
+                         └books 7.\\n\\nProduct pens: …    the SLM's branch: its token, then the LLM
 
 All branches of an answer start from its prefix, which the KV manager shares.
 """

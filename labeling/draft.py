@@ -1,8 +1,8 @@
 """Drafts: a branch mostly goes on as the answer does, so that is offered to the LLM to be read.
 
-    answer    Cups │are   hats 4 + 3 = 7 , so cups 7 . …
-    branch    Cups │equal hats 4 + 3 = 7 , so …           one pass over the answer's own text
-    LLM says       └───── hats 4 + 3 = 7 , thus           kept up to here, with the LLM's own token
+    answer    Sum cups: hats 4 and 3 │=     7 , so cups 7 . …
+    branch    Sum cups: hats 4 and 3 │gives 7 , so …       one pass over the answer's own text
+    LLM says                         └───── 7 , thus       kept up to here, with the LLM's own token
 
 What is kept is what the LLM would have written token by token: a draft is kept only as far as it is
 the LLM's likeliest token. Lossless for greedy continuations, as in speculative decoding.

@@ -1,19 +1,16 @@
 """Abacus word problems: quantities that depend on each other, counted by their last digit.
 
 In the spirit of iGSM (arXiv 2407.20311): a few quantities are given, others are defined from
-earlier ones, some definitions are distractors, and one quantity is asked for. A solution visits the
-needed definitions in order:
+earlier ones, and the last is asked for. A solution goes through the definitions in order:
 
     Say hats 4, keys 2.                       <think>
-    Cups: hats + 3.                           Cups: hats 4 + 3 = 7, so cups 7.
-    Maps: keys * 9.           ──solve──▶
-    Pens: cups * keys.                        Pens: cups 7 * keys 2 gives 4, thus pens 4.
-    How many pens?
-                                              </think>
+    Sum cups: hats and 3.                     Sum cups: hats 4 and 3 = 7, so cups 7.
+    Product pens: cups and keys.  ──solve──▶  Product pens: cups 7 and keys 2 gives 4, thus pens 4.
+    How many pens?                            </think>
 
                                               Answer 4.
 
-Which definition comes next is the decision that matters; the wording inside a step is free, so two
+What an operation gives is the decision that matters; the wording inside a step is free, so two
 correct writers often differ in words that change nothing. Knows nothing about models or tokens.
 """
 
@@ -27,10 +24,10 @@ from typing import Literal
 NAMES = (
     "bags bells books cats cups drums fans hats jars keys lamps maps nuts pens rings shoes"
 ).split()
-OPERATORS = {
-    "+": lambda a, b: (a + b) % 10,
-    "-": lambda a, b: (a - b) % 10,
-    "*": lambda a, b: (a * b) % 10,
+OPERATIONS = {
+    "Sum": lambda a, b: (a + b) % 10,
+    "Difference": lambda a, b: (a - b) % 10,
+    "Product": lambda a, b: (a * b) % 10,
 }
 
 # Words that may stand for each other inside a step: writers differ here and nothing changes.
@@ -38,7 +35,7 @@ RESULTS = ("=", "gives", "makes")
 CONNECTIVES = ("so", "hence", "thus")
 
 LEVELS = (1, 2, 3, 4, 5)
-"""Difficulty: level `n` has `n` to `n + 2` definitions, of which at most two are distractors."""
+"""Difficulty: how many definitions a problem has."""
 
 Split = Literal["train", "validation", "test"]
 _ANSWER = re.compile(r"Answer (\d)\b")
@@ -46,11 +43,11 @@ _ANSWER = re.compile(r"Answer (\d)\b")
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """`name` is `left operator right`; an operand is a quantity's name or a digit."""
+    """`name` is the `operation` of `left` and `right`, each a quantity's name or a digit."""
 
+    operation: str
     name: str
     left: str
-    operator: str
     right: str
 
     @property
@@ -60,45 +57,38 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Given quantities, definitions in an order in which they can be computed, and the name asked
-    for."""
+    """Given quantities, and definitions in an order in which they can be computed."""
 
     givens: tuple[tuple[str, int], ...]
     formulas: tuple[Formula, ...]
-    question: str
-
-    @property
-    def needed(self) -> tuple[Formula, ...]:
-        """The definitions the asked quantity depends on, in the order of the prompt."""
-        wanted, needed = {self.question}, []
-        for formula in reversed(self.formulas):
-            if formula.name in wanted:
-                wanted.update(formula.operands)
-                needed.append(formula)
-        return tuple(reversed(needed))
 
     @property
     def level(self) -> int:
-        return len(self.needed)
+        return len(self.formulas)
 
     @property
     def answer(self) -> int:
-        return self.values()[self.question]
+        return self.values()[self.formulas[-1].name]
 
     def values(self) -> dict[str, int]:
         """Last digit of every quantity."""
         values = dict(self.givens)
         for formula in self.formulas:
-            left, right = (int(x) if x.isdigit() else values[x] for x in formula.operands)
-            values[formula.name] = OPERATORS[formula.operator](left, right)
+            values[formula.name] = OPERATIONS[formula.operation](*_numbers(formula, values))
         return values
+
+    def hardest_product(self) -> int:
+        """The largest `n` for which there is a product of two numbers of at least `n`."""
+        values = self.values()
+        factors = [min(_numbers(f, values)) for f in self.formulas if f.operation == "Product"]
+        return max(factors, default=0)
 
     def prompt(self) -> str:
         """The problem as a user would write it."""
         givens = ", ".join(f"{name} {value}" for name, value in self.givens)
         lines = [f"Say {givens}."]
-        lines += [f"{f.name.capitalize()}: {f.left} {f.operator} {f.right}." for f in self.formulas]
-        return "\n".join([*lines, f"How many {self.question}?"])
+        lines += [f"{f.operation} {f.name}: {f.left} and {f.right}." for f in self.formulas]
+        return "\n".join([*lines, f"How many {self.formulas[-1].name}?"])
 
     def solution(self, rng: random.Random) -> str:
         """A correct continuation of `<think>\\n`, its wording drawn from `rng`."""
@@ -108,10 +98,10 @@ class Problem:
             return name if name.isdigit() else f"{name} {values[name]}"
 
         steps = [
-            f"{f.name.capitalize()}: {operand(f.left)} {f.operator} {operand(f.right)} "
+            f"{f.operation} {f.name}: {operand(f.left)} and {operand(f.right)} "
             f"{rng.choice(RESULTS)} {values[f.name]}, "
             f"{rng.choice(CONNECTIVES)} {f.name} {values[f.name]}.\n\n"
-            for f in self.needed
+            for f in self.formulas
         ]
         return "".join(steps) + f"</think>\n\nAnswer {self.answer}."
 
@@ -120,7 +110,7 @@ class Problem:
         formulas = rng.sample(self.formulas, len(self.formulas))
         names = ", ".join(f.name for f in formulas)
         prompt = f"{self.prompt().rpartition(chr(10))[0]}\nRecite {names}."
-        lines = [f"{f.name.capitalize()}: {f.left} {f.operator} {f.right}.\n\n" for f in formulas]
+        lines = [f"{f.operation} {f.name}: {f.left} and {f.right}.\n\n" for f in formulas]
         return prompt, "".join(lines) + "</think>"
 
     def split(self) -> Split:
@@ -130,21 +120,21 @@ class Problem:
         return "train" if bucket < 12 else "validation" if bucket < 14 else "test"
 
 
+def _numbers(formula: Formula, values: dict[str, int]) -> tuple[int, int]:
+    left, right = (int(x) if x.isdigit() else values[x] for x in formula.operands)
+    return left, right
+
+
 def make_problem(rng: random.Random, level: int) -> Problem:
-    """A random problem that needs exactly `level` of its definitions."""
-    while True:
-        names = rng.sample(NAMES, len(NAMES))
-        givens = tuple((names.pop(), rng.randrange(10)) for _ in range(rng.randint(2, 3)))
-        known, formulas = [name for name, _ in givens], []
-        for _ in range(level + rng.randint(0, 2)):
-            # Recent quantities are likelier operands, which makes chains rather than bushes.
-            left = known[-1] if rng.random() < 0.5 else rng.choice(known)
-            right = rng.choice(known) if rng.random() < 0.5 else str(rng.randrange(10))
-            formulas.append(Formula(names.pop(), left, rng.choice(tuple(OPERATORS)), right))
-            known.append(formulas[-1].name)
-        problem = Problem(givens, tuple(formulas), rng.choice(formulas).name)
-        if problem.level == level:
-            return problem
+    """A random problem of `level` definitions, each of which builds on the one before."""
+    names = rng.sample(NAMES, len(NAMES))
+    givens = tuple((names.pop(), rng.randrange(10)) for _ in range(rng.randint(2, 3)))
+    known, formulas = [name for name, _ in givens], []
+    for _ in range(level):
+        right = rng.choice(known) if rng.random() < 0.5 else str(rng.randrange(10))
+        formulas.append(Formula(rng.choice(tuple(OPERATIONS)), names.pop(), known[-1], right))
+        known.append(formulas[-1].name)
+    return Problem(givens, tuple(formulas))
 
 
 def problems(split: Split, seed: int = 0, levels: tuple[int, ...] = LEVELS) -> Iterator[Problem]:

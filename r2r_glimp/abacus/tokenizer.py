@@ -44,10 +44,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     rng = random.Random(0)
     corpus = [
         text
-        for problem in islice(problems("train", levels=(1, 2, 3, 4)), 2000)
+        for problem in islice(problems("train"), 2000)
         for text in (problem.prompt(), problem.solution(rng).replace("</think>", ""))
     ]
-    corpus += [f"{name.capitalize()}: {name}" for name in NAMES]
+    corpus += [f"Sum {name}: {name}" for name in NAMES]
     corpus += ["Recite"] * 100
     corpus += [role for role in ("user", "assistant", "system") for _ in range(100)]
     trainer = trainers.BpeTrainer(

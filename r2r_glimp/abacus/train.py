@@ -9,6 +9,7 @@ import argparse
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from r2r_glimp.abacus.problems import (
     CONNECTIVES,
     LEVELS,
     RESULTS,
+    Problem,
     is_correct,
     make_problem,
     problems,
@@ -33,17 +35,23 @@ from r2r_glimp.abacus.tokenizer import build_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape of a model and what its training takes by default."""
+    """Shape of a model and what its training takes by default.
+
+    `products` bounds the products it ever sees: no two factors both above it. A small model has
+    seen less of the world; products by 0 and 1 are all that the SLM knows.
+    """
 
     hidden_size: int
+    intermediate_size: int
     num_layers: int
+    products: int
     steps: int
     learning_rate: float
 
 
 RECIPES = {
-    "slm": Recipe(hidden_size=64, num_layers=2, steps=6000, learning_rate=2e-3),
-    "llm": Recipe(hidden_size=128, num_layers=4, steps=8000, learning_rate=1.5e-3),
+    "slm": Recipe(64, 96, num_layers=3, products=1, steps=4000, learning_rate=2e-3),
+    "llm": Recipe(128, 384, num_layers=4, products=9, steps=4000, learning_rate=1.5e-3),
 }
 HEAD_DIM = 32
 RECITALS = 0.5  # share of recitals at the beginning; they end at twice the curriculum
@@ -55,7 +63,7 @@ def build_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwe
     recipe = RECIPES[size]
     config = Qwen3Config(
         hidden_size=recipe.hidden_size,
-        intermediate_size=3 * recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
         num_hidden_layers=recipe.num_layers,
         vocab_size=-(-len(tokenizer) // 32) * 32,
         num_attention_heads=recipe.hidden_size // HEAD_DIM,
@@ -76,16 +84,24 @@ def chat_prompt(content: str, tokenizer: PreTrainedTokenizerFast) -> str:
     return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
 
 
-def make_example(rng: random.Random, progress: float, curriculum: float) -> tuple[str, str]:
+def draw_problem(rng: random.Random, levels: Sequence[int], products: int) -> Problem:
+    """A problem of the train split, of any of the levels and without harder products."""
+    while True:
+        problem = make_problem(rng, rng.choice(levels))
+        if problem.split() == "train" and problem.hardest_product() <= products:
+            return problem
+
+
+def make_example(
+    rng: random.Random, progress: float, curriculum: float, products: int
+) -> tuple[str, str]:
     """A prompt and its response. Early in a run problems are easy and many only ask to recite.
 
     Finding a definition again is what small models learn last and everything else rests on;
     reciting teaches just that.
     """
     hardest = 1 + int(len(LEVELS) * min(1.0, progress / curriculum))
-    problem = make_problem(rng, rng.choice(LEVELS[:hardest]))
-    while problem.split() != "train":
-        problem = make_problem(rng, rng.choice(LEVELS[:hardest]))
+    problem = draw_problem(rng, LEVELS[:hardest], products)
     if rng.random() < RECITALS * (1 - progress / (2 * curriculum)):
         return problem.recital(rng)
     return problem.prompt(), problem.solution(rng)
@@ -103,7 +119,8 @@ def make_batch(
     """`input_ids` int64 and loss weights float32 of one step, [batch, longest]; 0 on prompts."""
     rng = random.Random(f"abacus-{args.seed}-{step // POOL}")
     pairs = [
-        make_example(rng, step / args.steps, args.curriculum) for _ in range(POOL * args.batch)
+        make_example(rng, step / args.steps, args.curriculum, RECIPES[args.size].products)
+        for _ in range(POOL * args.batch)
     ]
     prompts = tokenizer([chat_prompt(p, tokenizer) for p, _ in pairs])["input_ids"]
     responses = tokenizer([r + tokenizer.eos_token for _, r in pairs])["input_ids"]
@@ -177,9 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--run_dir", type=Path, default=Path("runs/abacus"), help="resume state lives here"
     )
-    parser.add_argument("--steps", type=int, help="default: 6000 for the slm, 8000 for the llm")
+    parser.add_argument("--steps", type=int, help="by default the recipe's")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, help="default: 2e-3 for the slm, 1.5e-3 for the llm")
+    parser.add_argument("--lr", type=float, help="by default the recipe's")
     parser.add_argument(
         "--decay", type=float, default=0.7, help="share of the run with a falling learning rate"
     )
@@ -246,7 +263,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"step {step + 1} accuracy {report}", flush=True)
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    print(f"saved {out}; try: r2r-glimp generate 'Say hats 4.\\nCups: hats + 3.\\nHow many cups?'")
+    question = "Say hats 4.\\nSum cups: hats and 3.\\nHow many cups?"
+    print(f"saved {out}; try: r2r-glimp generate $'{question}'")
 
 
 if __name__ == "__main__":

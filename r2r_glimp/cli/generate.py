@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from r2r_glimp.routing.routers import Router
 
 EXAMPLES = (
-    """$'Say hats 4.\\nCups: hats + 3.\\nHow many cups?'""",
+    """$'Say hats 4.\\nSum cups: hats and 3.\\nHow many cups?'""",
     "--granularity step --router entropy --threshold 0.5 --file prompt.txt",
     "--router random --threshold 0.2 --temperature 0.6 --seed 1 --n 4 --json 'Hello'",
     "--file prompts.jsonl --output answers.jsonl --trace --skip_invalid",

@@ -16,10 +16,12 @@ from r2r_glimp.core import UsageError
 VERBS = (
     ("generate", "r2r_glimp.cli.generate", "write with the pair: a prompt, a file, or JSONL"),
     ("chat", "r2r_glimp.cli.chat", "talk with the pair, turn by turn"),
+    ("serve", "r2r_glimp.cli.serve", "put the pair behind OpenAI's HTTP protocol"),
     ("inspect", "r2r_glimp.cli.inspect", "look at a pair, a router, or who wrote what in outputs"),
     ("label", "r2r_glimp.cli.label", "label where the small model's choice changes the path"),
     ("fit", "r2r_glimp.cli.fit", "train a router on a labeled dataset"),
     ("calibrate", "r2r_glimp.cli.calibrate", "find the threshold for a share, a recall or a cost"),
+    ("evaluate", "r2r_glimp.cli.evaluate", "how right and how cheap the pair is, with baselines"),
     ("push", "r2r_glimp.cli.push", "publish a router or a dataset on the Hub"),
     ("pull", "r2r_glimp.cli.pull", "fetch a router from the Hub"),
     ("import-r2r", "r2r_glimp.cli.import_r2r", "convert a router of the R2R project"),
@@ -29,7 +31,7 @@ _MODULES = {name: module for name, module, _ in VERBS}
 
 EXAMPLES = f"""\
 examples:
-  {PROG} generate $'Say hats 4.\\nCups: hats + 3.\\nHow many cups?'
+  {PROG} generate $'Say hats 4.\\nSum cups: hats and 3.\\nHow many cups?'
   {PROG} generate --granularity step --router entropy --threshold 1.0 --file prompt.txt
   {PROG} generate --file prompts.jsonl --output answers.jsonl --trace
   {PROG} inspect answers.jsonl

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r2r_glimp.cli.outputs import LineWriter, output_to_dict, to_json_line
+from r2r_glimp.cli.progress import make_bar
 from r2r_glimp.cli.render import (
     Marks,
     SpanWriter,
@@ -101,7 +102,7 @@ class JsonSink:
         # A bar and lines on the same terminal would tear each other apart.
         alone = writer.to_file or not sys.stdout.isatty()
         if num_outputs > 1 and alone and not quiet and sys.stderr.isatty():
-            self._progress = _make_progress(num_outputs)
+            self._progress = make_bar("writing", num_outputs)
 
     def open(self) -> None:
         self._writer.open()
@@ -127,29 +128,6 @@ class JsonSink:
     def say(self, text: str) -> None:
         if not self._quiet:
             print(text, file=sys.stderr)
-
-
-def _make_progress(total: int) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("writing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
-    progress.add_task("writing", total=total)
-    return progress
 
 
 def describe_route(route: "Route") -> str:

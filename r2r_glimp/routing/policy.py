@@ -6,7 +6,7 @@ A small state machine fed with text; knows nothing about token ids, tensors or m
        │  whoever opens        │ a decision per token or step       │ by slm, llm or router
        └──── other text ───────┘                                    └─ until the text ends
 
-A decision is due whenever nobody owns the current span. `write` says who writes next; `decide`
+A decision is due whenever nobody owns the current span. `turn` says who writes next; `decide`
 records a score's verdict; `append` advances over what was written.
 """
 

@@ -1,12 +1,13 @@
 """The bundled pair is what the docs say: ordinary checkpoints, small, and far enough apart."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r2r_glimp.abacus.table import measure, sample
-from r2r_glimp.core import RoutingParams
+from r2r_glimp.abacus.problems import is_correct, problems
+from r2r_glimp.core import RoutingParams, SamplingParams
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models import ModelPair
 
@@ -36,8 +37,12 @@ def test_the_llm_is_much_larger_and_shares_the_vocabulary(pair: ModelPair) -> No
 def test_the_llm_is_right_and_the_slm_often_is_not(pair: ModelPair) -> None:
     """A smoke test of the table in docs/abacus.md, wide enough not to fail by chance."""
     engine = Engine(pair, kv_memory="64MiB", max_batch=64)
-    questions = sample("test", 100)
-    slm, llm = (measure(engine, questions, RoutingParams(router=r)) for r in ("slm", "llm"))
-    assert llm.accuracy >= 0.9
-    assert 0.25 <= slm.accuracy <= 0.85
-    assert slm.llm_share == 0 and llm.llm_share == 1
+    questions = list(islice(problems("test"), 100))
+    prompts = [[{"role": "user", "content": question.prompt()}] for question in questions]
+    right = {}
+    for router in ("slm", "llm"):
+        outputs = engine.generate(prompts, SamplingParams(), RoutingParams(router=router))  # type: ignore[arg-type]
+        right[router] = sum(is_correct(q, o.text) for q, o in zip(questions, outputs, strict=True))
+        assert {source for output in outputs for source in output.sources} == {router}
+    assert right["llm"] >= 90
+    assert 25 <= right["slm"] <= 85

@@ -1,6 +1,7 @@
 """The abacus world: problems that are what they say, and a scorer that cannot be fooled."""
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -21,22 +22,19 @@ from r2r_glimp.abacus.problems import (
 PROBLEM = Problem(
     givens=(("hats", 4), ("keys", 2)),
     formulas=(
-        Formula("cups", "hats", "+", "3"),
-        Formula("maps", "keys", "*", "9"),
-        Formula("pens", "cups", "*", "keys"),
+        Formula("Sum", "cups", "hats", "3"),
+        Formula("Product", "pens", "cups", "keys"),
     ),
-    question="pens",
 )
 
 
 def test_a_problem_reads_as_the_docs_say() -> None:
     assert PROBLEM.prompt() == (
-        "Say hats 4, keys 2.\nCups: hats + 3.\nMaps: keys * 9.\nPens: cups * keys.\nHow many pens?"
+        "Say hats 4, keys 2.\nSum cups: hats and 3.\nProduct pens: cups and keys.\nHow many pens?"
     )
-    assert [f.name for f in PROBLEM.needed] == ["cups", "pens"]
     assert PROBLEM.answer == 4  # (4 + 3) * 2 = 14
     solution = PROBLEM.solution(random.Random(0))
-    assert solution.startswith("Cups: hats 4 + 3 ")
+    assert solution.startswith("Sum cups: hats 4 and 3 ")
     assert solution.endswith("</think>\n\nAnswer 4.")
 
 
@@ -45,12 +43,18 @@ def test_a_problem_reads_as_the_docs_say() -> None:
 def test_problems_have_the_level_they_were_asked_for(seed: int, level: int) -> None:
     problem = make_problem(random.Random(seed), level)
     assert problem.level == level
-    assert len(problem.formulas) <= level + 2
-    known = {name for name, _ in problem.givens}
-    for formula in problem.formulas:  # definitions stand in an order in which they can be computed
-        assert all(x.isdigit() or x in known for x in formula.operands)
-        known.add(formula.name)
+    known = [name for name, _ in problem.givens]
+    for formula in problem.formulas:
+        assert formula.left == known[-1]  # no definition is a distractor
+        assert formula.right.isdigit() or formula.right in known
+        known.append(formula.name)
     assert is_correct(problem, problem.solution(random.Random(seed)))
+
+
+def test_the_hardest_product() -> None:
+    assert PROBLEM.hardest_product() == 2  # of 7 and 2
+    no_product = replace(PROBLEM, formulas=PROBLEM.formulas[:1])
+    assert no_product.hardest_product() == 0
 
 
 def test_wording_varies_and_the_answer_does_not() -> None:
@@ -86,9 +90,10 @@ def test_extract_answer(text: str, answer: int | None) -> None:
 
 
 def test_every_abacus_word_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = tokenizer("Cups: hats 4 + 3 = 7, so cups 7.\n\n")["input_ids"]
+    ids = tokenizer("Sum cups: hats 4 and 3 = 7, so cups 7.\n\n")["input_ids"]
     assert [tokenizer.decode([i]) for i in ids] == [
-        "Cups:", " hats", " 4", " +", " 3", " =", " 7", ",", " so", " cups", " 7", ".\n\n",
+        "Sum", " cups:", " hats", " 4", " and", " 3", " =", " 7",
+        ",", " so", " cups", " 7", ".\n\n",
     ]  # fmt: skip
 
 

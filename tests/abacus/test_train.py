@@ -1,13 +1,13 @@
-"""Training the bundled models again: resumable to the bit, and the table's command runs."""
+"""Training the bundled models again: resumable to the bit, on what each is meant to know."""
 
-import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from r2r_glimp.abacus import table, train
+from r2r_glimp.abacus import train
 from r2r_glimp.models import ModelPair
 
 
@@ -42,7 +42,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
     tokenizer = train.build_tokenizer()
-    args = train.argparse.Namespace(seed=0, batch=4, steps=100, curriculum=0.15)
+    args = train.argparse.Namespace(size="llm", seed=0, batch=4, steps=100, curriculum=0.15)
     ids, weights = train.make_batch(9, args, tokenizer)
     again, _ = train.make_batch(9, args, tokenizer)
     other, _ = train.make_batch(10, args, tokenizer)
@@ -53,22 +53,15 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     assert {round(weight, 3) for weight in weights.unique().tolist()} <= {0.0, 0.1, 1.0}
 
 
-def test_the_table_prints_every_system(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(table, "SHARES", (0.3,))
-    assert table.main(["--problems", "15", "--calibration", "5", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    systems = [(row["system"], row["granularity"]) for row in rows]
-    assert systems == [
-        ("slm", "-"), ("llm", "-"), ("entropy", "token"), ("random", "token"),
-        ("entropy", "step"), ("random", "step"),
-    ]  # fmt: skip
-    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
-    assert table.main(["--problems", "5", "--calibration", "2"]) == 0
-    assert "| llm | - |" in capsys.readouterr().out
-
-
-def test_wilson_intervals() -> None:
-    assert table.wilson(500, 1000) == pytest.approx((0.469, 0.531), abs=1e-3)
-    assert table.wilson(0, 20)[0] == pytest.approx(0.0, abs=1e-9)
+def test_the_slm_never_sees_a_product_it_should_not_know() -> None:
+    rng = random.Random(0)
+    for size, recipe in train.RECIPES.items():
+        products = set()
+        for _ in range(200):
+            prompt, _ = train.make_example(rng, 1.0, 0.15, recipe.products)
+            products.add("Product" in prompt)
+        assert products == {True, False}, size
+    known = train.RECIPES["slm"].products
+    drawn = [train.draw_problem(rng, train.LEVELS, known) for _ in range(200)]
+    assert max(problem.hardest_product() for problem in drawn) == known
+    assert {problem.split() for problem in drawn} == {"train"}

@@ -7,7 +7,6 @@ from r2r_glimp.core import UsageError
 from r2r_glimp.routing.calibration import (
     Measurement,
     ShareCurve,
-    find_threshold,
     format_count,
     parse_count,
     pilot_of,
@@ -174,10 +173,3 @@ def test_counts_for_people():
     assert [format_count(n) for n in (7, 1234, 127424, 3.4e8, 1.54e9)] == (
         ["7", "1.23K", "127K", "340M", "1.54B"]
     )
-
-
-def test_bisection():
-    threshold, share = find_threshold(lambda t: 1 - t, 0.3, low=0.0, high=1.0, tolerance=0.01)
-    assert share == pytest.approx(0.3, rel=0.01) and threshold == pytest.approx(0.7, abs=0.01)
-    _, share = find_threshold(lambda t: t, 0.3, low=0.0, high=1.0, rising=True, tolerance=0.01)
-    assert share == pytest.approx(0.3, rel=0.01)

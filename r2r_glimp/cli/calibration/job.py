@@ -1,8 +1,8 @@
 """One calibration: which thresholds to measure, and what came of it."""
 
 import dataclasses
-import math
 import sys
+from dataclasses import astuple
 from typing import Any
 
 from r2r_glimp.cli.calibration.labels import Labels, load_labels
@@ -15,18 +15,18 @@ from r2r_glimp.cli.generate import has_chat_template
 from r2r_glimp.cli.requests import Request
 from r2r_glimp.core import RoutingParams, SamplingParams
 from r2r_glimp.engine.engine import Engine
+from r2r_glimp.evaluation.cost import count_parameters
 from r2r_glimp.hub.checkpoint import RouterCheckpoint
-from r2r_glimp.models.pair import ModelPair
 from r2r_glimp.routing.calibration import (
     Measurement,
     ShareCurve,
     parse_count,
     search_shares,
     share_for_parameters,
+    threshold_range,
 )
 from r2r_glimp.routing.mixture import Mixture, Scale, mixture_threshold
 from r2r_glimp.routing.policy import Route
-from r2r_glimp.routing.routers import Router
 
 _MIXTURE_ROUNDS = 4
 Named = list[tuple[str, float | None, Measurement]]  # a threshold's name, its target, its point
@@ -53,7 +53,7 @@ class Job:
         self.meter = self._meter(prompts.requests, templated)
         self.fresh = self._meter(prompts.fresh, templated)
         self.labels = self._load_labels(checkpoint)
-        self.parameters = _parameters(engine.pair, self.router)
+        self.parameters = count_parameters(engine.pair, self.router)
 
     def run(self) -> Outcome:
         """Search, then look at the fresh prompts.
@@ -100,11 +100,11 @@ class Job:
         target = self.target
         names = {share: f"share-{share:.4g}" for share in target.target_llm_share}
         if target.target_avg_params is not None:
-            slm, router, llm = self.parameters
+            slm, router, llm = astuple(self.parameters)
             count = parse_count(target.target_avg_params)
             share = share_for_parameters(count, slm, llm, router)
             names = {share: f"params-{str(target.target_avg_params).strip()}"}
-        low, high = _range_of(self.router, self.engine.pair)
+        low, high = threshold_range(self.router, self.engine.pair.slm.fingerprint.vocab_size)
         calibration = search_shares(
             self.meter.measure,
             list(names),
@@ -127,7 +127,7 @@ class Job:
         scale: Any = self.target.mixture_scale
         if scale == "auto":
             scale = "logit" if self.router.name == "mlp" else "log"
-        _, high = _range_of(self.router, self.engine.pair)
+        _, high = threshold_range(self.router, self.engine.pair.slm.fingerprint.vocab_size)
         (point,) = self.meter.measure([high])
         for _ in range(_MIXTURE_ROUNDS):
             curve.add([point])
@@ -163,32 +163,6 @@ class Job:
         return load_labels(
             self.target.labels, self.router, self.route.granularity, pair.slm, checkpoint
         )
-
-
-def _range_of(router: Router, pair: ModelPair) -> tuple[float, float]:
-    """Thresholds below and above which nothing changes."""
-    if router.name != "entropy":
-        return 0.0, 1.0
-    top_k = getattr(router, "top_k", None)
-    return 0.0, math.log(top_k or pair.slm.fingerprint.vocab_size)
-
-
-def _parameters(pair: ModelPair, router: Router) -> tuple[float, float, float]:
-    """Parameters of SLM, router and LLM that work on a token; of experts, those that are chosen."""
-    net = getattr(router, "net", None)
-    own = 0 if net is None else sum(parameter.numel() for parameter in net.parameters())
-    return _active(pair.slm.model), float(own), _active(pair.llm.model)
-
-
-def _active(model: Any) -> float:
-    config = model.config.get_text_config()
-    total = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    share = chosen / total if total and chosen else 1.0
-    return sum(
-        parameter.numel() * (share if ".experts." in name else 1.0)
-        for name, parameter in model.named_parameters()
-    )
 
 
 def _describe(sampling: SamplingParams) -> str:

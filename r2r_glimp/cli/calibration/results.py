@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from r2r_glimp.cli.calibration.labels import Labels
+from r2r_glimp.evaluation.cost import Parameters
 from r2r_glimp.routing.calibration import Measurement, ShareCurve, format_count
 from r2r_glimp.routing.mixture import Mixture, Scale
 from r2r_glimp.routing.mlp import Threshold
@@ -75,7 +76,7 @@ class Outcome:
     route: "Route"
     prompts: str
     sampling: str
-    parameters: tuple[float, float, float]
+    parameters: Parameters
     found: list[Found]
     curve: ShareCurve
     labels: Labels | None = None
@@ -93,11 +94,6 @@ class Outcome:
             f"{first.num_requests} {self.prompts}, routed per {route.granularity}, "
             f"answer by {route.answer_by}, {self.sampling}"
         )
-
-    def average_parameters(self, share: float) -> float:
-        """Parameters that work on an average token: SLM + router + share x LLM."""
-        slm, router, llm = self.parameters
-        return slm + router + share * llm
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -129,7 +125,7 @@ class Outcome:
             text = (
                 f"{found.name:<12} threshold {point.threshold:.6g}: LLM share {point.share:.2%}"
                 f"{wanted} (95%: {low:.2%} to {high:.2%}, {point.num_requests:,} prompts), "
-                f"{format_count(self.average_parameters(point.share))} parameters on average"
+                f"{format_count(self.parameters.average(point.share))} parameters on average"
             )
             if found.recall is not None and found.precision is not None:
                 text += f"; recall {found.recall:.1%}, precision {found.precision:.1%}"
@@ -152,7 +148,7 @@ class Outcome:
 
     def _found_to_dict(self, found: Found) -> dict[str, Any]:
         values = {"name": found.name, "target": found.target, **_point_to_dict(found.point)}
-        values["average_parameters"] = self.average_parameters(found.point.share)
+        values["average_parameters"] = self.parameters.average(found.point.share)
         values |= {"recall": found.recall, "precision": found.precision}
         return values | {"fresh": None if found.fresh is None else _point_to_dict(found.fresh)}
 
