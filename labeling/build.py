@@ -19,6 +19,7 @@ from typing import Any
 
 from labeling.config import LabelingConfig
 from labeling.files import full_disk_is_an_error, write_atomic
+from labeling.progress import no_bars
 from labeling.report import summarize, write_report
 from labeling.shards import Entry, ShardStore
 from r2r_glimp.core import DataError
@@ -85,13 +86,8 @@ def _save_dataset(paths: list[Path], out: Path, info: dict[str, Any]) -> None:
         info=datasets.DatasetInfo(features=whole.features),
         fingerprint=info["shards_sha256"][:16],
     )
-    silent = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
+    with no_bars():
         named.save_to_disk(str(partial), num_shards=max(1, -(-whole.data.nbytes // _FILE_BYTES)))
-    finally:
-        if not silent:
-            datasets.enable_progress_bars()
     (partial / "info.json").write_bytes(_json(info))
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

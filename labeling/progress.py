@@ -90,6 +90,20 @@ def meter(total: int, done: int) -> Iterator[Meter]:
         shown.close()
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep `datasets` from drawing bars of its own."""
+    import datasets
+
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

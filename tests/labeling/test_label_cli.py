@@ -40,7 +40,7 @@ def test_overrides_and_flags() -> None:
     argv = ["--config", preset, "--limit", "9", "--overwrite", "--json", "--source.seed", "5"]
     config = parse([*argv, "--responses.sampling.temperature", "0.6"])
     assert (config.limit, config.overwrite, config.json, config.debug) == (9, True, True, False)
-    assert config.source.seed == 5 and config.source.count == 3000
+    assert config.source.seed == 5 and config.source.count == 6000
     assert config.responses.sampling.temperature == 0.6
     assert parse([]).pair == "abacus"
 

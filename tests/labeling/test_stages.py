@@ -199,7 +199,7 @@ def test_the_pairs_own_llm_may_judge(pair: ModelPair, make_config: MakeConfig) -
     # This LLM only knows abacus: what it says is never a verdict, and never taken for one.
     judge = VerifierConfig(kind="judge", judge=JudgeConfig(max_tokens=4))
     until = BranchConfig(until="sentence", max_tokens=40)
-    few = SourceConfig(count=3, split="validation", levels=[2, 3])
+    few = SourceConfig(count=8, split="validation", levels=[5])
     config = make_config(verifier=judge, branches=until, source=few)
     with pytest.raises(EngineError, match="gave no verdict on .* differences: it must answer SAME"):
         run(config, pair)
