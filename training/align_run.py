@@ -10,7 +10,6 @@ lines.
 import json
 import logging
 import pickle
-import shlex
 import sys
 import time
 import warnings
@@ -29,7 +28,7 @@ from r2r_glimp.hub.config import library_versions
 from r2r_glimp.hub.files import check_writable, writing_folder
 from r2r_glimp.models.pair import LoadedModel
 from training.callbacks import EpochLines, StopOnSignal
-from training.export import load_weights
+from training.export import command_line, load_weights
 from training.interrupt import SignalWatch
 from training.lora import AlignModule, measure
 from training.response_data import ResponseData
@@ -169,7 +168,7 @@ def export(
         "llm": data.llm and data.llm.to_dict(),
         "responses": {name: len(split.rows) for name, split in data.splits.items()},
         "test": results,
-        "command": shlex.join(["python", "-m", "training.align", *sys.argv[1:]]),
+        "command": command_line("training.align"),
         "versions": {**library_versions(), "lightning": L.__version__},
     }
     with writing_folder(cli.export_dir, cli.config.overwrite, is_ours=ADAPTER) as folder:

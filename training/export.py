@@ -185,7 +185,7 @@ def _facts(data: RouterData, untrained: bool) -> dict[str, str | int | float]:
         "positive_rows": train.num_positive,
         "selection_rows": len(data.splits["selection"].rows),
         "test_rows": len(data.splits["test"].rows),
-        "command": shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
+        "command": command_line("training.fit"),
     }
     if commit := _commit():
         facts["commit"] = commit
@@ -207,3 +207,10 @@ def _commit() -> str | None:
 def _public(path: str) -> str:
     """A dataset's name fit for a model card: an absolute path is nobody's business."""
     return Path(path).name if Path(path).is_absolute() else path
+
+
+def command_line(module: str) -> str:
+    """The command that made this, as somebody else would type it."""
+    program = Path(sys.argv[0]).name
+    words = [program] if program == "r2r-glimp" else ["python", "-m", module]
+    return shlex.join([*words, *sys.argv[1:]])

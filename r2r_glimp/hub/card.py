@@ -1,6 +1,7 @@
 """A router's model card, written from its config: what it is, what it scored, how to use it."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -22,8 +23,8 @@ def render_card(config: dict[str, Any], name: str | None = None) -> str:
     slm, llm = _model_name(config["slm"]), _model_name(config["llm"])
     dataset = str(config["trained_on"].get("dataset", ""))
     metadata = ModelCardData(
-        base_model=[model for model in (slm, llm) if _HUB_ID.fullmatch(model)] or None,
-        datasets=[dataset] if _HUB_ID.fullmatch(dataset) else None,
+        base_model=[model for model in (slm, llm) if _is_hub_id(model)] or None,
+        datasets=[dataset] if _is_hub_id(dataset) else None,
         library_name="r2r_glimp",
         pipeline_tag="text-generation",
         tags=["router", "r2r_glimp", f"{config['granularity']}-router"],
@@ -134,6 +135,11 @@ def _model_name(fingerprint: dict[str, Any] | None) -> str:
         return "unknown"
     name = str(fingerprint.get("name_or_path") or "unknown")
     return name.rstrip("/").rsplit("/", 1)[-1] if name[0] in "/~." else name
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name leads somewhere on the Hub; a folder of the same form does not."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _percent(value: float | None) -> str:
