@@ -68,7 +68,7 @@ def render_card(info: dict[str, Any], summary: dict[str, Any]) -> str:
         task_categories=["token-classification"],
         configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
     )
-    counts = info["counts"]
+    counts, config = info["counts"], info["config"]
     shares = [
         f"| {unit} | {part['total']:,} | "
         + " | ".join(f"{part['shares'][name]:.2%}" for name in CLASSES)
@@ -82,18 +82,18 @@ def render_card(info: dict[str, Any], summary: dict[str, Any]) -> str:
                 f"---\n{metadata.to_yaml()}\n---",
                 f"# Where {names[0]} would leave the path of {names[1]}\n",
                 f"{counts['questions']:,} questions, {counts['responses']:,} responses by "
-                f"{info['config']['responses']['by']}. Both models read the same text; where the small "
-                "one would choose another token, the large one went on from that choice, and a "
-                f"verifier ({info['config']['verifier']['kind']}) compared where it led. Divergent: it "
-                "led elsewhere. Made with r2r_glimp.\n",
+                f"{config['responses']['by']}. Both models read the same text; where the small one "
+                "would choose another token, the large one went on from that choice, and a "
+                f"verifier ({config['verifier']['kind']}) compared where it led. Divergent: it led "
+                "elsewhere. Made with r2r_glimp.\n",
                 "| of | labeled | identical | neutral | divergent |\n|---|---|---|---|---|",
                 *shares,
                 "",
                 _COLUMNS,
                 "\n```bash\nr2r-glimp fit --config configs/training/abacus-token.yaml "
                 "--data.path THIS_DATASET\n```",
-                "\nModels, configuration and counts are in `info.json`, class shares by position and "
-                "source in `summary.json`.",
+                "\nModels, configuration and counts are in `info.json`, class shares by position "
+                "and source in `summary.json`.",
             ]
         )
         + "\n"

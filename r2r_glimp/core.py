@@ -12,6 +12,7 @@ Imports nothing but the standard library: no torch, no I/O.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -164,6 +165,8 @@ class RoutingParams:
         repetition_guard: escalate a repeating sequence of steps to the LLM once, then close the
             thinking. None: on, save for the `slm` and `llm` baselines.
         trace: record every decision, and the LLM's own choice at each position it catches up over.
+        speculate: where the LLM writes more than one token, the SLM drafts up to so many for it to
+            check in one pass; the text stays the same. 0: off. Not together with `trace`.
 
     Raises:
         UsageError: a value is out of range.
@@ -179,6 +182,7 @@ class RoutingParams:
     max_llm_share: float | None = None
     repetition_guard: bool | None = None
     trace: bool = False
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -213,6 +217,12 @@ class RoutingParams:
             or (_is_number(self.max_llm_share) and 0 <= self.max_llm_share <= 1),
             "max_llm_share", self.max_llm_share, "0 to 1",
         )  # fmt: skip
+        _require(
+            _is_int(self.speculate) and 0 <= self.speculate <= 64,
+            "speculate", self.speculate, "0 to 64",
+        )  # fmt: skip
+        if self.speculate and self.trace:
+            raise UsageError("trace and speculate exclude each other: drop one of them")
 
 
 @dataclass(slots=True)
@@ -225,7 +235,8 @@ class Timeline:
 
     tokens: list[int]
     num_prompt_tokens: int
-    blocks: list[int] = field(default_factory=list)  # block ids, in order
+    # Block ids, in order; an array, so that a kernel reads it where it lies.
+    blocks: array[int] = field(default_factory=lambda: array("i"))
     hashes: list[bytes] = field(default_factory=list)  # chained, one per full block seen so far
     num_chars: int = 0  # of the generated text, how much these tokens spell
 
@@ -276,6 +287,8 @@ class Stats:
     llm_computed: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    draft_tokens: int = 0
+    draft_accepted: int = 0
     elapsed_s: float = 0.0
 
     @property
@@ -304,7 +317,7 @@ class RequestOutput:
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """A token was appended. `text` is what became readable by it: empty in the middle of a
-    character."""
+    character. `score` is the router's where a decision was taken here, else None."""
 
     request_id: str
     index: int
@@ -313,6 +326,7 @@ class TokenEvent:
     source: Literal["slm", "llm"]
     text: str
     logprob: TokenLogprob | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,12 @@ def test_the_demo_command_ends_in_a_routed_answer(workplace: Path) -> None:
 @pytest.mark.parametrize(
     "script", [pytest.param(text, id=place) for place, text in blocks("python")]
 )
-def test_python_blocks_run(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run_and_show_something(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     exec(compile(script, "README.md", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.strip(), "an example that shows nothing teaches nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

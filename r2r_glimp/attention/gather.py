@@ -15,6 +15,7 @@ Shape suffixes: T tokens of the ragged batch, N rows, S new tokens of a row, C c
 query heads, K key/value heads, G = Q / K, D head size, R = N * S, X = N * C.
 """
 
+from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -31,11 +32,11 @@ MAX_SCORES = 2**22  # share a padded batch of at most so many scores per head
 @dataclass(frozen=True, slots=True)
 class Row:
     """New tokens of one sequence: `tokens` stand at positions `start`, `start + 1`, … of the table
-    `blocks`."""
+    `blocks` (int32, at least as long as the row needs)."""
 
     tokens: list[int]
     start: int
-    blocks: list[int]
+    blocks: "array[int]"
 
     @property
     def end(self) -> int:
@@ -126,7 +127,7 @@ class PlannedBatch:
         offset, slots_T = 0, []
         members: list[_Member] = []
         for row in rows:
-            context = _slots(row)
+            context = row_slots(row)
             slots_T.append(context[row.start :])
             members.append((offset, row, context))
             offset += len(row.tokens)
@@ -181,9 +182,9 @@ def _split(members: list[_Member]) -> list[list[_Member]]:
     return groups
 
 
-def _slots(row: Row) -> Tensor:
+def row_slots(row: Row) -> Tensor:
     """Slots of all tokens of a row up to its end, int64 [C]."""
-    blocks = torch.tensor(row.blocks[: -(-row.end // BLOCK_SIZE)])
+    blocks = torch.tensor(row.blocks[: -(-row.end // BLOCK_SIZE)], dtype=torch.long)
     return (blocks.unsqueeze(1) * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[: row.end]
 
 

@@ -40,6 +40,11 @@ class LayerSpec:
     has_sinks: bool
 
 
+def kv_bytes_per_token(layers: list[LayerSpec], dtype: torch.dtype) -> int:
+    """Bytes of keys and values of one token, over all layers."""
+    return sum(s.kv_heads * (s.head_dim + s.value_dim) for s in layers) * dtype.itemsize
+
+
 class PagedContext(Protocol):
     """What the engine passes to a model call: a backend bound to one planned batch."""
 

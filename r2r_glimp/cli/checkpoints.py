@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from r2r_glimp.attention.paged import install
+from r2r_glimp.attention.paged import install, kv_bytes_per_token
 from r2r_glimp.cli.render import aligned, format_bytes
 from r2r_glimp.core import CheckpointError
 from r2r_glimp.hub.checkpoint import read_checkpoint
@@ -110,7 +110,7 @@ def _model_facts(outline: LoadedModel) -> Facts:
     refusal = kv_bytes = None
     try:
         layers = install(outline.model)
-        kv_bytes = sum(2 * s.kv_heads * s.head_dim for s in layers) * outline.dtype.itemsize
+        kv_bytes = kv_bytes_per_token(layers, outline.dtype)
     except CheckpointError as error:
         refusal = str(error)
     except (RuntimeError, NotImplementedError):

@@ -3,6 +3,8 @@
 a pair's name or YAML file     both models, and whether they fit together; no weights are loaded
 a folder or Hub id             a model, or a trained router
 outputs.jsonl                  what `generate --output outputs.jsonl --trace` recorded
+
+With --html, outputs are drawn into a page of one file, where a slider previews other thresholds.
 """
 
 import json
@@ -21,6 +23,7 @@ EXAMPLES = (
     "qwen3-0.6b-8b --json",
     "checkpoints/abacus-token-router",
     "answers.jsonl --show 2",
+    "answers.jsonl --html answers.html",
 )
 
 
@@ -33,6 +36,9 @@ def build_parser() -> Parser:
     parser.add_argument("--show", type=int, default=1, metavar="N", help=text)
     text = "of a JSONL file: decisions listed for each of them"
     parser.add_argument("--decisions", type=int, default=20, metavar="N", help=text)
+    text = "of a JSONL file: draw all outputs into this page"
+    parser.add_argument("--html", type=str | None, metavar="FILE", help=text)
+    parser.add_flag(parser, "overwrite", "replace that page if it is there")
     parser.add_flag(parser, "no_color", "mark the LLM's text by brackets instead of colour")
     parser.add_flag(parser, "json", "one JSON object on stdout")
     return parser
@@ -44,6 +50,8 @@ def run(argv: list[str]) -> int:
     for name in ("show", "decisions"):
         if options[name] < 0:
             raise UsageError(f"--{name} {options[name]} is out of range: 0 or more")
+    if options.overwrite and options.html is None:
+        raise UsageError("--overwrite goes with --html")
     facts, text = _look(options.thing, options)
     print(to_json_line(facts) if options.json else text)
     return 0
@@ -58,6 +66,8 @@ def _look(thing: str, options: Namespace) -> tuple[dict[str, Any], str]:
         from r2r_glimp.cli import recorded
 
         return recorded.inspect(path, options, sys.stdout)
+    if options.html is not None:
+        raise UsageError(f"--html draws recorded outputs, and {thing} is no JSONL file")
     from r2r_glimp.cli import checkpoints
 
     if path.suffix in (".yaml", ".yml") or (thing in preset_names() and not path.is_dir()):

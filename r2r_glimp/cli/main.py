@@ -22,6 +22,7 @@ VERBS = (
     ("fit", "r2r_glimp.cli.fit", "train a router on a labeled dataset"),
     ("calibrate", "r2r_glimp.cli.calibrate", "find the threshold for a share, a recall or a cost"),
     ("evaluate", "r2r_glimp.cli.evaluate", "how right and how cheap the pair is, with baselines"),
+    ("bench", "r2r_glimp.cli.bench", "how fast this machine runs a pair, and compared with what"),
     ("push", "r2r_glimp.cli.push", "publish a router or a dataset on the Hub"),
     ("pull", "r2r_glimp.cli.pull", "fetch a router from the Hub"),
     ("import-r2r", "r2r_glimp.cli.import_r2r", "convert a router of the R2R project"),

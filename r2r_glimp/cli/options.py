@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
@@ -66,6 +66,7 @@ class EngineOptions:
         llm_min_batch: rows that must wait for the LLM before it runs, while the SLM has work.
         llm_max_wait: ticks after which the LLM runs all the same.
         prefix_cache: reuse the KV of earlier requests with the same beginning (default: true).
+        kernels: auto, the fastest there is here, or torch, the plain reference.
     """
 
     kv_memory: str | int = "1GiB"
@@ -74,6 +75,7 @@ class EngineOptions:
     llm_min_batch: int = 1
     llm_max_wait: int = 4
     prefix_cache: bool = True
+    kernels: Literal["auto", "torch"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

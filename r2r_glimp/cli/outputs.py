@@ -63,7 +63,7 @@ class LineWriter:
         self._path = None if path is None else Path(path)
         self._file: Any = None
         if self._path is not None:
-            _check_writable(self._path, overwrite)
+            check_writable(self._path, overwrite=overwrite)
 
     @property
     def to_file(self) -> bool:
@@ -88,16 +88,20 @@ class LineWriter:
             self._file.close()
 
 
-def _check_writable(path: Path, overwrite: bool) -> None:
-    """Find out before models are loaded."""
+def check_writable(path: Path, *, overwrite: bool, option: str = "--output") -> None:
+    """Find out before anything is done for it.
+
+    Raises:
+        UsageError: the file cannot be made, or is there and not to be overwritten.
+    """
     if path.is_dir():
-        raise UsageError(f"--output {path} is a folder: give a file")
+        raise UsageError(f"{option} {path} is a folder: give a file")
     if path.is_file() and not overwrite:
-        raise UsageError(f"--output {path} is there already: choose another file, or --overwrite")
+        raise UsageError(f"{option} {path} is there already: choose another file, or --overwrite")
     if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: there is no folder {path.parent}")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"--output {path} cannot be written: permission denied")
+        raise UsageError(f"{option} {path} cannot be written: permission denied")
 
 
 def _finite(value: Any) -> Any:

@@ -6,6 +6,8 @@ from typing import Any, TextIO
 
 from jsonargparse import Namespace
 
+from r2r_glimp.cli.errors import say
+from r2r_glimp.cli.outputs import check_writable
 from r2r_glimp.cli.render import (
     Marks,
     SpanWriter,
@@ -15,22 +17,32 @@ from r2r_glimp.cli.render import (
     use_color,
     visible,
 )
+from r2r_glimp.cli.report import write_report
 from r2r_glimp.cli.requests import parse_json_object
-from r2r_glimp.core import DataError
+from r2r_glimp.core import DataError, UsageError
 
 Record = dict[str, Any]
 
 
 def inspect(path: Path, options: Namespace, stream: TextIO) -> tuple[Record, str]:
-    """A file of outputs, as figures and as text for a stream.
+    """A file of outputs, as figures and as text for a stream; and as a page, with --html.
 
     Raises:
         DataError: not readable, empty, or a line is not an output.
+        UsageError: the page cannot be written, or is there and not to be overwritten.
     """
+    page = None if options.html is None else Path(options.html)
+    if page is not None:
+        if page.exists() and page.samefile(path):
+            raise UsageError(f"--html {page} is the file that is read: give another")
+        check_writable(page, overwrite=options.overwrite, option="--html")
     records = read_outputs(path)
     facts = {"kind": "outputs", "name": str(path)} | summarize(records)
     marks = Marks(stream, color=use_color(stream, no_color=options.no_color))
-    parts = [f"{facts['outputs']:,} outputs of {path}", _summary_text(facts)]
+    if page is not None:
+        write_report(page, path.name, records, _summary(facts))
+        say("written", str(page))
+    parts = [f"{facts['outputs']:,} outputs of {path}", aligned(_summary(facts), indent=2)]
     scores = [row["score"] for row in _decisions(records)]
     if scores:
         thresholds = {row["threshold"] for row in _decisions(records)}
@@ -97,13 +109,17 @@ def summarize(records: list[Record]) -> Record:
 
 def _check(record: Record) -> Record:
     """An output as `generate --json` writes it."""
-    sources, trace = record.get("sources"), record.get("trace")
+    sources, trace, stats = record.get("sources"), record.get("trace"), record.get("stats")
+    ids, texts = record.get("token_ids"), record.get("token_texts")
     ok = (
         isinstance(record.get("text"), str)
         and isinstance(record.get("finish_reason"), str)
-        and isinstance(record.get("stats"), dict)
+        and isinstance(stats, dict)
+        and _is_number(stats.get("switches", 0))
         and isinstance(sources, list)
         and all(source in ("slm", "llm") for source in sources)
+        and _is_list(ids, int)
+        and _is_list(texts, str)
         and (trace is None or (isinstance(trace, list) and all(_is_decision(row) for row in trace)))
     )
     if not ok:
@@ -112,8 +128,29 @@ def _check(record: Record) -> Record:
 
 
 def _is_decision(row: Any) -> bool:
-    wanted = {"position", "source", "token", "score", "threshold", "deferred"}
-    return isinstance(row, dict) and wanted <= row.keys() and isinstance(row["position"], int)
+    return (
+        isinstance(row, dict)
+        and row.get("source") in ("slm", "llm")
+        and all(isinstance(row.get(name), int) for name in ("position", "token", "deferred"))
+        and all(isinstance(row.get(name, 0), int | None) for name in ("slm_token", "llm_token"))
+        and isinstance(row.get("phase", ""), str)
+        # Where a decision was taken, it has a score and a threshold.
+        and (
+            row.get("score", 0) is None
+            or (_is_number(row.get("score")) and _is_number(row.get("threshold")))
+        )
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e300 < value < 1e300
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    """Whether something is a list of a kind, or is not there."""
+    return value is None or (
+        isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    )
 
 
 def _decisions(records: list[Record]) -> list[Record]:
@@ -122,7 +159,8 @@ def _decisions(records: list[Record]) -> list[Record]:
     ]
 
 
-def _summary_text(facts: Record) -> str:
+def _summary(facts: Record) -> list[tuple[str, str]]:
+    """The figures, by their names."""
     reasons = ", ".join(
         f"{count:,} {reason}" for reason, count in sorted(facts["finish_reasons"].items())
     )
@@ -152,7 +190,7 @@ def _summary_text(facts: Record) -> str:
                 f"{same:,} of {compared:,} tokens are the LLM's choice too ({same / compared:.1%})",
             )
         )
-    return aligned(rows, indent=2)
+    return rows
 
 
 def _output_text(record: Record, marks: Marks, num_decisions: int) -> str:

@@ -10,9 +10,9 @@ phases: prefill, decode and catch-up are all "model m computes `tokens[num_compu
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -35,7 +35,7 @@ from r2r_glimp.core import (
 )
 from r2r_glimp.engine.detokenizer import Detokenizer
 from r2r_glimp.engine.memory import num_blocks_for, parse_bytes
-from r2r_glimp.engine.prompts import encode_prompt, prompt_tail
+from r2r_glimp.engine.prompts import EncodedPrompt, encode_prompt, prompt_tail
 from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
 from r2r_glimp.engine.scheduler import Scheduler
@@ -62,6 +62,8 @@ class Engine:
         llm_min_batch: the LLM runs when this many rows wait for it,
         llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
         prefix_cache: reuse the KV of earlier requests with the same beginning.
+        kernels: "auto", the fastest there is here, or "torch", the reference they are checked
+            against. On the CPU, "auto" exchanges layers of the pair's models for good.
 
     Raises:
         CheckpointError: a model cannot run under paged attention.
@@ -79,6 +81,7 @@ class Engine:
         llm_min_batch: int = 1,
         llm_max_wait: int = 4,
         prefix_cache: bool = True,
+        kernels: str = "auto",
     ) -> None:
         if min(max_batch, max_batch_tokens, llm_min_batch) < 1:
             raise UsageError("max_batch, max_batch_tokens and llm_min_batch must be 1 or more")
@@ -87,13 +90,14 @@ class Engine:
         self.llm_max_wait = llm_max_wait
         self.shared = pair.same_vocabulary
         # One runner each, unless both roles are played by one loaded model.
-        slm = ModelRunner(pair.slm)
-        self.runners = (slm, slm if pair.llm is pair.slm else ModelRunner(pair.llm))
+        slm = ModelRunner(pair.slm, kernels)
+        self.runners = (slm, slm if pair.llm is pair.slm else ModelRunner(pair.llm, kernels))
+        for model in Model:
+            log.info("%s: %s", model.name, self.runners[model].paths)
         self._named_routers: dict[str, Router] = {}
         self.router = self._load_router(router)
         bytes_per_token = sum(runner.kv_bytes_per_token for runner in self.runners)
-        self.kv_bytes = parse_bytes(kv_memory)
-        num_blocks = num_blocks_for(self.kv_bytes, bytes_per_token)
+        num_blocks = num_blocks_for(parse_bytes(kv_memory), bytes_per_token)
         for runner in self.runners:
             runner.allocate(num_blocks)
         self.kv = KVManager(num_blocks, shared=self.shared, prefix_cache=prefix_cache)
@@ -108,9 +112,31 @@ class Engine:
 
     # ------------------------------------------------------------------ requests
 
+    def encode(
+        self, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None
+    ) -> EncodedPrompt:
+        """The ids that both models read; changes nothing, so any thread may call it.
+
+        Args:
+            prompt: as in `add_request`.
+            template_kwargs: further variables of the chat template.
+
+        Raises:
+            UsageError, DataError: the prompt cannot be encoded.
+        """
+        return EncodedPrompt(
+            *encode_prompt(
+                prompt,
+                self.pair,
+                self.tags,
+                shared=self.shared,
+                template_kwargs=template_kwargs,
+            )
+        )
+
     def add_request(
         self,
-        prompt: Prompt,
+        prompt: Prompt | EncodedPrompt,
         sampling: SamplingParams | None = None,
         routing: RoutingParams | None = None,
         request_id: str | None = None,
@@ -118,7 +144,8 @@ class Engine:
         """Queue a request: `sampling.n` completions of one prompt.
 
         Args:
-            prompt: text, chat messages (the pair's chat template is applied), or token ids.
+            prompt: text, chat messages (the pair's chat template is applied), token ids, or what
+                `encode` made of one of them.
 
         Returns:
             The request's id; its completions are told apart by `index`.
@@ -130,7 +157,13 @@ class Engine:
         route = Route.resolve(
             routing, self._load_router(routing.router or self.router), shared=self.shared
         )
-        prompts = self._encode(prompt, sampling)
+        if routing.speculate and not self.shared:
+            raise UsageError(
+                "speculate needs one vocabulary, and the tokenizers of this pair differ"
+            )
+        encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
+        prompts = (encoded.slm, encoded.llm)
+        self._check_room(prompts, sampling)
         if request_id is None:
             request_id = f"request-{self._arrivals}"
         room = min(self.kv.capacity, *(self.pair[m].context_length for m in Model))
@@ -161,6 +194,7 @@ class Engine:
                 max_tokens=max_tokens,
                 logprobs=None if sampling.logprobs is None else [],
                 trace={} if routing.trace else None,
+                draft_length=routing.speculate,
             )
             self._arrivals += 1
             self.scheduler.waiting.append(sequence)
@@ -210,7 +244,8 @@ class Engine:
         try:
             for order, request in enumerate(zip(batch, samplings, routings, strict=True)):
                 ids[self.add_request(*request)] = order
-            while len(outputs) < sum(one.n for one in samplings):
+            num_outputs = sum(one.n for one in samplings)
+            while len(outputs) < num_outputs:
                 for event in self.step():
                     if isinstance(event, FinishEvent) and event.request_id in ids:
                         outputs[ids[event.request_id], event.index] = event.output
@@ -254,7 +289,9 @@ class Engine:
             or len(llm) >= self.llm_min_batch
             or max(s.ticks_waiting for s in llm) >= self.llm_max_wait
         ):
-            self._run(Model.LLM, llm)
+            self._draft(llm)
+            # Drafting may have ended or preempted some.
+            self._run(Model.LLM, [s for s in llm if s.finish_reason is None])
         else:
             for sequence in llm:
                 sequence.ticks_waiting += 1
@@ -266,64 +303,148 @@ class Engine:
         self.scheduler.check_integrity()
 
     def _run(self, model: Model, candidates: list[Sequence]) -> None:
-        """Run one model over as many of the sequences as fit a forward pass."""
+        """Run one model over as many of the sequences as fit a forward pass; write what it says."""
         for sequence in candidates:
             self._sync(sequence, model)
+        ready: list[tuple[Sequence, range]] = []
+        batch, rows = self._forward(model, candidates)
+        for sequence, row, picked in batch:
+            if sequence.trace is not None and model is Model.LLM and self.shared:
+                self._trace_catch_up(sequence, row, rows, picked)
+                picked = picked[-1:]
+            if picked and (sequence.num_drafts or sequence.num_outstanding(model) == 0):
+                ready.append((sequence, picked))
+        if ready:
+            self._write(model, ready, rows)
+        for sequence in candidates:  # whose drafts nobody looked at
+            if sequence.num_drafts:
+                end = len(sequence.timelines[model].tokens) - sequence.num_drafts
+                sequence.drop_drafts()
+                self.scheduler.roll_back(sequence, end, end)
+
+    def _forward(
+        self, model: Model, candidates: list[Sequence]
+    ) -> tuple[list[tuple[Sequence, Row, range]], Rows]:
+        """Compute what fits a pass: sequences, their rows, and where the wanted ones are in what
+        came out. Who fails is ended and left out."""
         batch = self.scheduler.schedule(model, candidates)
-        if not batch:
-            return
         wanted = [self._num_wanted(sequence, row, model) for sequence, row in batch]
         try:
+            if not batch:
+                return [], _NOTHING
             rows = self.runners[model].forward([row for _, row in batch], wanted)
         except (RuntimeError, EngineError) as error:
             for sequence, _ in batch:
                 self._fail(sequence, f"the {model.name} failed: {error}")
-            return
-        finite = (~rows.logits_RV.isnan().any(-1)).tolist()
-        offset, ready, last = 0, [], []
+            return [], _NOTHING
+        finite = (~rows.logits_RV.amax(-1).isnan()).tolist()  # a maximum with NaN is NaN
+        offset, computed = 0, []
         for (sequence, row), num_wanted in zip(batch, wanted, strict=True):
             first, offset = offset, offset + num_wanted
             self.scheduler.advance(sequence, row, model)
-            if not all(finite[first:offset]):
-                self._fail(
-                    sequence, f"the {model.name} gave NaN logits at position {len(sequence.tokens)}"
-                )
-                continue
-            if sequence.trace is not None and model is Model.LLM and self.shared:
-                self._trace_catch_up(sequence, row, rows, first, offset)
-            if num_wanted and sequence.num_outstanding(model) == 0:
-                ready.append(sequence)
-                last.append(offset - 1)
-        if ready:
-            self._write(model, ready, rows, last)
+            if all(finite[first:offset]):
+                computed.append((sequence, row, range(first, offset)))
+            else:
+                position = len(sequence.tokens)
+                self._fail(sequence, f"the {model.name} gave NaN logits at position {position}")
+        return computed, rows
+
+    def _draft(self, sequences: list[Sequence]) -> None:
+        """Let the SLM write ahead where the LLM has more than a token to write. Drawn with the
+        LLM's own random numbers, so that two models that agree draft what is accepted."""
+        # Where the SLM has nothing to compute (its proposal was just deferred) the LLM goes first.
+        drafting = [
+            s for s in sequences if self._num_drafts_wanted(s) > 0 and s.num_outstanding(Model.SLM)
+        ]
+        while drafting:
+            batch, rows = self._forward(Model.SLM, drafting)
+            batch = [one for one in batch if one[0].num_outstanding(Model.SLM) == 0]
+            if not batch:
+                return
+            index = [picked[-1] for _, _, picked in batch]
+            ready = [sequence for sequence, _, _ in batch]
+            tokens = sample(
+                rows.logits_RV[index],
+                [s.sampling for s in ready],
+                [uniform(s.seed, len(s.tokens) + s.num_drafts, Stream.LLM) for s in ready],
+            )
+            for sequence, token in zip(ready, tokens, strict=True):
+                sequence.timelines[Model.SLM].tokens.append(token)
+                sequence.num_drafts += 1
+                sequence.stats.draft_tokens += 1
+            drafting = [s for s in ready if s.num_drafts < self._num_drafts_wanted(s)]
+
+    def _num_drafts_wanted(self, sequence: Sequence) -> int:
+        """Drafts of a sequence whose turn is the LLM's; none where a span is one token."""
+        route = sequence.policy.route
+        if route.granularity == "token" and route.router.constant is not Model.LLM:
+            return 0
+        written = len(sequence.tokens)
+        room = min(self.room) - len(sequence.timelines[0].tokens) + sequence.num_drafts
+        return min(sequence.draft_length, sequence.max_tokens - written - 1, room - 1)
 
     def _num_wanted(self, sequence: Sequence, row: Row, model: Model) -> int:
         """Of how many of a row's last tokens the logits are wanted."""
         timeline = sequence.timelines[model]
         if sequence.trace is not None and model is Model.LLM and self.shared:
             return max(0, row.end - max(row.start, timeline.num_prompt_tokens - 1))
+        if model is Model.LLM:  # the last token, and the drafts after it
+            return max(0, row.end - (len(timeline.tokens) - sequence.num_drafts) + 1)
         return int(row.end == len(timeline.tokens))
 
-    def _write(self, model: Model, sequences: list[Sequence], rows: Rows, last: list[int]) -> None:
-        """Sample from each sequence's last row; the SLM's proposals at decision points are scored
-        first."""
-        index = torch.tensor(last, device=rows.logits_RV.device)
+    def _write(self, model: Model, ready: list[tuple[Sequence, range]], rows: Rows) -> None:
+        """Sample from each sequence's rows; the SLM's proposals at decision points are scored
+        first. Several rows check drafts: each gives the LLM's own token, which stands whatever was
+        drafted, and the row after it counts if the draft was that token."""
+        index = [i for _, picked in ready for i in picked]
         logits = rows.logits_RV[index]
         stream = Stream(model)
-        draws = [uniform(s.seed, len(s.tokens), stream) for s in sequences]
-        tokens = sample(logits, [s.sampling for s in sequences], draws)
+        params = [s.sampling for s, picked in ready for _ in picked]
+        draws = [
+            uniform(s.seed, len(s.tokens) + i, stream)
+            for s, picked in ready
+            for i in range(len(picked))
+        ]
+        sampled = sample(logits, params, draws)
         deferred: set[int] = set()
         if model is Model.SLM:
-            deferred = self._decide(sequences, tokens, rows.hidden_RH[index], logits)
-        for i, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            if i in deferred:
-                continue
+            sequences = [sequence for sequence, _ in ready]
+            deferred = self._decide(sequences, sampled, rows.hidden_RH[index], logits)
+        offset = 0
+        for i, (sequence, picked) in enumerate(ready):
+            first, offset = offset, offset + len(picked)
+            if i not in deferred:
+                self._take(sequence, model, sampled[first:offset], logits[first:offset])
+
+    def _take(
+        self, sequence: Sequence, model: Model, tokens: list[int], logits: torch.Tensor
+    ) -> None:
+        """Write a row's token, and those of the rows after it while the drafts were right and the
+        span goes on."""
+        drafts = sequence.drop_drafts()
+        start = len(sequence.timelines[model].tokens)
+        pairs = enumerate(zip(drafts, tokens, strict=False))
+        num_right = next((i for i, (draft, own) in pairs if draft != own), len(drafts))
+        num_written = 0
+        for i, token in enumerate(tokens[: num_right + 1]):
             logprob = None
             if sequence.sampling.logprobs is not None:
                 logprob = token_logprob(logits[i], token, sequence.sampling.logprobs)
             self._append(sequence, model, token, logprob)
+            num_written += 1
             if sequence.policy.close_due and sequence.finish_reason is None:
                 self._close_thinking(sequence)
+                break
+            if sequence.finish_reason is not None or sequence.policy.turn is not Turn.LLM:
+                break
+        if drafts:
+            sequence.stats.draft_accepted += min(num_right, num_written)
+            # One more than was right: as many as are likely to be right again, and a try.
+            sequence.draft_length = min(sequence.policy.route.params.speculate, num_right + 1)
+            if sequence.finish_reason is None:
+                # The last token stays to be computed, by whoever's turn is next.
+                end = start + min(num_right, num_written - 1)
+                self.scheduler.roll_back(sequence, start, end)
 
     def _decide(
         self,
@@ -365,6 +486,7 @@ class Engine:
     def _verdict(self, sequence: Sequence, score: float, token: int) -> bool:
         policy = sequence.policy
         deferred = policy.decide(score)
+        sequence.score = score
         sequence.stats.decisions += 1
         sequence.stats.deferrals += deferred
         if sequence.trace is not None:
@@ -436,8 +558,10 @@ class Engine:
                 model.label,
                 sequence.take_readable(),
                 logprob,
+                sequence.score,
             )
         )
+        sequence.score = None
         if reason:
             self._events.append(FinishEvent(sequence.request_id, sequence.index, sequence.output()))
 
@@ -493,13 +617,11 @@ class Engine:
         log.error("%s: %s", sequence.request_id, message)
         self._finish(sequence, "error")
 
-    def _trace_catch_up(
-        self, sequence: Sequence, row: Row, rows: Rows, first: int, offset: int
-    ) -> None:
+    def _trace_catch_up(self, sequence: Sequence, row: Row, rows: Rows, picked: range) -> None:
         """Record what the LLM would have written at each generated position it caught up over."""
         assert sequence.trace is not None
         num_prompt = sequence.timelines[Model.LLM].num_prompt_tokens
-        choices = rows.logits_RV[first:offset].argmax(-1).tolist()
+        choices = rows.logits_RV[picked.start : picked.stop].max(-1).indices.tolist()
         for position, choice in enumerate(choices, start=row.end - len(choices) - num_prompt + 1):
             if position < len(sequence.tokens):
                 sequence.trace[position] = replace(sequence.trace[position], llm_token=choice)
@@ -532,9 +654,8 @@ class Engine:
             bind(self.pair.slm)
         return router
 
-    def _encode(self, prompt: Prompt, sampling: SamplingParams) -> tuple[list[int], list[int]]:
-        """The prompt's tokens for each model, checked against what fits."""
-        prompts = encode_prompt(prompt, self.pair, self.tags, shared=self.shared)
+    def _check_room(self, prompts: tuple[list[int], list[int]], sampling: SamplingParams) -> None:
+        """Raises UsageError if a prompt's tokens, or what it may write, do not fit."""
         for model, ids in zip(Model, prompts, strict=True):
             context = self.pair[model].context_length
             if len(ids) >= context:
@@ -549,10 +670,10 @@ class Engine:
                     f"(prompt and max_tokens), {self.kv.capacity:,} fit; raise --kv_memory "
                     "or lower --max_tokens"
                 )
-        return prompts
 
 
 T = TypeVar("T")
+_NOTHING = Rows(torch.empty(0), torch.empty(0))
 
 
 def _one_each(name: str, values: T | list[T], count: int) -> list[T]:

@@ -4,15 +4,21 @@ model.
 Knows nothing about requests, routing or sampling.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from r2r_glimp.attention.gather import GatherBackend, Row
-from r2r_glimp.attention.paged import install
-from r2r_glimp.core import EngineError
+from r2r_glimp.attention.native import NativeBackend
+from r2r_glimp.attention.paged import install, kv_bytes_per_token
+from r2r_glimp.core import EngineError, UsageError
 from r2r_glimp.models.pair import LoadedModel
+from r2r_glimp.native.library import SUFFIXES, Library, load_library
+from r2r_glimp.native.modules import accelerate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -24,33 +30,68 @@ class Rows:
     logits_RV: Tensor
 
 
+KERNELS = ("auto", "torch")
+
+
 class ModelRunner:
     """Runs one model over paged KV.
 
+    Args:
+        loaded: the model; on the CPU its layers are exchanged for faster ones that compute the
+            same, for good, unless `kernels` is "torch".
+        kernels: "auto", the fastest there is here, or "torch", plain torch and gathered pages: the
+            reference.
+
+    Attributes:
+        paths: what computes the linears, norms and the attention, for people.
+
     Raises:
         CheckpointError: the architecture does not run under paged attention.
+        UsageError: no such kernels.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, kernels: str = "auto") -> None:
+        if kernels not in KERNELS:
+            raise UsageError(f"kernels={kernels!r} is not to be had: {' or '.join(KERNELS)}")
         self.loaded = loaded
         self.model = loaded.model
         self.layers = install(self.model)
+        self._library = self._find_library() if kernels == "auto" else None
+        attention = "gathered attention" if self._library is None else "native paged attention"
+        self.paths = f"{attention}, plain torch"
+        if kernels == "auto" and loaded.device.type == "cpu":
+            self.paths = f"{attention}, {accelerate(self.model, self.layers)}"
         self.backend: GatherBackend | None = None
         self._hidden: Tensor | None = None
+        self._device = loaded.device  # transformers looks through all weights for it
         head = self.model.get_output_embeddings()
         if head is None:
             raise EngineError(f"{loaded.name}: the model has no output embeddings")
         head.register_forward_pre_hook(self._keep_hidden)
 
+    def _find_library(self) -> Library | None:
+        """The kernels if they can run this model; None, with a warning where they should."""
+        loaded = self.loaded
+        if loaded.device.type != "cpu" or loaded.dtype not in SUFFIXES:
+            return None
+        library = load_library()
+        if isinstance(library, Library):
+            return library
+        log.warning("no native kernels, attention gathers pages and is slower: %s", library)
+        return None
+
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token, over all layers."""
-        width = sum(s.kv_heads * (s.head_dim + s.value_dim) for s in self.layers)
-        return width * self.loaded.dtype.itemsize
+        return kv_bytes_per_token(self.layers, self.loaded.dtype)
 
     def allocate(self, num_blocks: int) -> None:
         """Make the model's plane of `num_blocks` KV blocks."""
-        self.backend = GatherBackend(self.layers, num_blocks, self.loaded.dtype, self.loaded.device)
+        dtype = self.loaded.dtype
+        if self._library is None:
+            self.backend = GatherBackend(self.layers, num_blocks, dtype, self.loaded.device)
+        else:
+            self.backend = NativeBackend(self._library, self.layers, num_blocks, dtype)
 
     @torch.inference_mode()
     def forward(self, rows: list[Row], wanted: list[int]) -> Rows:
@@ -71,7 +112,7 @@ class ModelRunner:
             positions += range(row.start, row.end)
             offset += len(row.tokens)
             kept += range(offset - num_wanted, offset)
-        device = self.loaded.device
+        device = self._device
         output = self.model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),

@@ -39,7 +39,7 @@ def sample(logits_NV: Tensor, params: list[SamplingParams], uniforms: list[float
 
     Filters in the order temperature, top-k, top-p, min-p, as transformers applies them.
     """
-    tokens = logits_NV.argmax(-1)
+    tokens = logits_NV.max(-1).indices  # argmax, but with vectors on the CPU
     drawn = [i for i, p in enumerate(params) if p.temperature > 0]
     if drawn:
         index = torch.tensor(drawn, device=logits_NV.device)

@@ -81,14 +81,26 @@ class Scheduler:
         return [(sequence, row) for sequence, row in batch if sequence in self.running]
 
     def advance(self, sequence: Sequence, row: Row, model: Model) -> None:
-        """Move a model's cursor over a computed row."""
+        """Move a model's cursor over a computed row. Drafts are computed, but not remembered."""
         sequence.num_computed[model] = row.end
-        self.kv.commit(sequence.timelines[model], row.start, row.end, model)
+        timeline = sequence.timelines[model]
+        final = min(row.end, len(timeline.tokens) - sequence.num_drafts)
+        if final > row.start:
+            self.kv.commit(timeline, row.start, final, model)
         if model is Model.LLM:
             sequence.stats.llm_computed += len(row.tokens)
             sequence.ticks_waiting = 0
         else:
             sequence.stats.slm_computed += len(row.tokens)
+
+    def roll_back(self, sequence: Sequence, start: int, end: int) -> None:
+        """After drafts: of what the models computed from position `start` on, all up to `end` was
+        right. The blocks stay; what follows is written over."""
+        for model in Model:
+            computed = min(sequence.num_computed[model], end)
+            sequence.num_computed[model] = computed
+            if computed > start:
+                self.kv.commit(sequence.timelines[model], start, computed, model)
 
     def remove(self, sequence: Sequence, *, forget: bool) -> None:
         """Take out a sequence that ended; with `forget`, nobody may match what it computed."""
@@ -108,6 +120,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks; it goes to the front of the queue and is recomputed."""
         self._release(sequence)
+        sequence.drop_drafts()
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
         sequence.stats.preemptions += 1

@@ -43,6 +43,9 @@ class Sequence:
     num_emitted: int = 0  # characters of `text` already streamed
     end: int | None = None  # where a stop string cuts the text
     ticks_waiting: int = 0  # for the LLM
+    num_drafts: int = 0  # last tokens of the timeline that the LLM has not confirmed
+    draft_length: int = 0  # how many to try next, learnt from how many were right
+    score: float | None = None  # of the decision taken at the next token, if one was
     looped: bool = False  # the repetition guard closed the thinking
     finish_reason: FinishReason | None = None
     error: str | None = None
@@ -60,6 +63,14 @@ class Sequence:
         """Each timeline once, with a model that reads it."""
         models = [Model.SLM] if self.shared else list(Model)
         return [(self.timelines[m], m) for m in models]
+
+    def drop_drafts(self) -> list[int]:
+        """Take the drafts off the timeline; cursors and KV behind its end are the caller's."""
+        tokens = self.timelines[Model.SLM].tokens
+        drafts = tokens[len(tokens) - self.num_drafts :]
+        del tokens[len(tokens) - self.num_drafts :]
+        self.num_drafts = 0
+        return drafts
 
     def num_outstanding(self, model: Model) -> int:
         """Tokens a model has still to compute."""

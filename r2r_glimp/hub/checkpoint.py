@@ -57,8 +57,15 @@ class RouterCheckpoint(ModelHubMixin, library_name="r2r_glimp", tags=["router"])
         with torch.device("meta"):
             net = MLPRouterNet(self.config.model)
         net.load_state_dict(self.tensors, strict=True, assign=True)
-        config = self.config
-        return ROUTERS[config.router](net, config.thresholds, config.default_threshold, config.slm)
+        config, curve = self.config, self.curve or {}
+        points = zip(curve.get("threshold", ()), curve.get("llm_share", ()), strict=True)
+        return ROUTERS[config.router](
+            net,
+            config.thresholds,
+            config.default_threshold,
+            config.slm,
+            [(t, share) for t, share in points if t is not None and share is not None],
+        )
 
     def save_pretrained(
         self,

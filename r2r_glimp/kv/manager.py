@@ -9,8 +9,8 @@ KV depends on the tokens and not on who chose them, so a block is one block for 
 admission, one free, one hash chain; each model fills its own plane when its cursor passes.
 """
 
-import array
 import hashlib
+from array import array
 
 from r2r_glimp.core import Model, Timeline
 from r2r_glimp.kv.pool import BLOCK_SIZE, BlockPool
@@ -53,7 +53,8 @@ class KVManager:
         if self.prefix_cache:
             num_full = (len(timeline.tokens) - 1) // BLOCK_SIZE
             self._extend_hashes(timeline, num_full)
-            timeline.blocks = self.place(model)[0].match(timeline.hashes[:num_full])
+            found = self.place(model)[0].match(timeline.hashes[:num_full])
+            timeline.blocks = array("i", found)
 
     def num_filled(self, timeline: Timeline, model: Model) -> int:
         """Leading tokens of a timeline whose KV the model finds in the blocks."""
@@ -74,7 +75,7 @@ class KVManager:
         blocks = self.place(model)[0].allocate(missing)
         if blocks is None:
             return False
-        timeline.blocks += blocks
+        timeline.blocks.extend(blocks)
         return True
 
     def commit(self, timeline: Timeline, start: int, end: int, model: Model) -> None:
@@ -98,14 +99,14 @@ class KVManager:
             for block in timeline.blocks:
                 pool.forget(block)
         pool.free(timeline.blocks)
-        timeline.blocks = []
+        timeline.blocks = array("i")
 
     def check_integrity(self, timelines: list[tuple[Timeline, Model]]) -> None:
         """Assert every pool's invariants against the live timelines; each distinct timeline is
         named once."""
         for pool in self.pools:
             pool.check_integrity(
-                [t.blocks for t, model in timelines if self.place(model)[0] is pool]
+                [list(t.blocks) for t, model in timelines if self.place(model)[0] is pool]
             )
 
     @staticmethod
@@ -114,7 +115,7 @@ class KVManager:
         timeline."""
         for i in range(len(timeline.hashes), num_full):
             parent = timeline.hashes[-1] if timeline.hashes else b""
-            tokens = array.array("q", timeline.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
+            tokens = array("q", timeline.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
             timeline.hashes.append(
                 hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
             )

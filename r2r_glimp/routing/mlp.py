@@ -12,8 +12,9 @@ R2R's size.
 Shape suffixes: N rows, W width, H hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -176,6 +177,7 @@ class MLPRouter(Router):
         thresholds: calibrated thresholds by name.
         default_threshold: which of them holds where a request names none.
         slm: the SLM it was trained on; None for a router made before that was recorded.
+        share_curve: measured points, as (threshold, LLM share).
     """
 
     name = "mlp"
@@ -186,6 +188,7 @@ class MLPRouter(Router):
         thresholds: Mapping[str, Threshold],
         default_threshold: str,
         slm: "Fingerprint | None" = None,
+        share_curve: Iterable[tuple[float, float]] = (),
     ) -> None:
         self.net = net.eval().requires_grad_(False)
         self.config = net.config
@@ -193,6 +196,7 @@ class MLPRouter(Router):
         self.thresholds = dict(thresholds)
         self.default_threshold = default_threshold
         self.slm = slm
+        self.share_curve = sorted(share_curve)
         self._embedding_VH: Tensor | None = None
 
     def threshold(self, granularity: Granularity) -> float:
@@ -202,6 +206,24 @@ class MLPRouter(Router):
                 f"this router was trained for granularity {self.granularity}, not {granularity}"
             )
         return self.thresholds[self.default_threshold].value
+
+    def threshold_for_share(self, share: float) -> float:
+        """Between two measured points the threshold is taken to fall with the share.
+
+        Raises:
+            UsageError: no point was measured, or the share lies beyond them.
+        """
+        if not self.share_curve:
+            return super().threshold_for_share(share)
+        for (low, more), (high, less) in pairwise(self.share_curve):
+            if less <= share <= more:
+                fraction = (more - share) / (more - less) if more > less else 0.0
+                return low + fraction * (high - low)
+        shares = [measured for _, measured in self.share_curve]
+        raise UsageError(
+            f"an LLM share of {share:g} is beyond what this router was calibrated for: "
+            f"{min(shares):g} to {max(shares):g}"
+        )
 
     def bind(self, slm: "LoadedModel") -> None:
         """Take the resident SLM's input embedding, and move to its device.

@@ -30,6 +30,17 @@ class Router:
         """The threshold used where a request names none."""
         return 0.5
 
+    def threshold_for_share(self, share: float) -> float:
+        """The threshold that a calibration found to give an LLM share (0 to 1).
+
+        Raises:
+            UsageError: the router was not calibrated there.
+        """
+        raise UsageError(
+            f"router {self.name!r} has no calibration for this pair, so no threshold is known for "
+            f"an LLM share of {share:g}: give a threshold, or use a calibrated router"
+        )
+
     def score(self, signals: Signals) -> Tensor:
         """Scores, float32 [N]."""
         raise NotImplementedError(f"{type(self).__name__} must implement score()")
@@ -82,6 +93,9 @@ class RandomRouter(Router):
     def threshold(self, granularity: Granularity) -> float:
         return 0.1
 
+    def threshold_for_share(self, share: float) -> float:
+        return share
+
     def score(self, signals: Signals) -> Tensor:
         return torch.tensor(signals.uniforms, dtype=torch.float64)
 
@@ -95,6 +109,9 @@ class ConstantRouter(Router):
     def __init__(self, model: Model) -> None:
         self.constant = model
         self.name = model.label
+
+    def threshold_for_share(self, share: float) -> float:
+        raise UsageError(f"router {self.name!r} never decides: an LLM share is not its to choose")
 
 
 class ReplayRouter(Router):

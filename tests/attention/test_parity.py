@@ -2,6 +2,7 @@
 
 import copy
 import random
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from r2r_glimp.attention.gather import Row
 from r2r_glimp.attention.paged import install
 from r2r_glimp.core import CheckpointError, RoutingParams, SamplingParams
 from r2r_glimp.engine.engine import Engine
-from r2r_glimp.engine.runner import ModelRunner
+from r2r_glimp.engine.runner import KERNELS, ModelRunner
 from r2r_glimp.models import LoadedModel, ModelPair
 
 FAMILIES = (
@@ -35,9 +36,13 @@ def hf_generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_generate(
-    family: str, tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+    family: str,
+    kernels: str,
+    tiny_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     models = [tiny_model(family, seed=seed) for seed in (1, 2)]
     prompts = prompts_for(len(tokenizer))
@@ -47,7 +52,9 @@ def test_greedy_tokens_equal_generate(
         for i, m in enumerate(models)
     )
     # A small token budget, so that prompts are chunked and chunks meet decoding rows in one batch.
-    engine = Engine(ModelPair(slm=slm, llm=llm), kv_memory="16MiB", max_batch_tokens=16)
+    engine = Engine(
+        ModelPair(slm=slm, llm=llm), kv_memory="16MiB", max_batch_tokens=16, kernels=kernels
+    )
     for router, wanted in zip(("slm", "llm"), expected, strict=True):
         outputs = engine.generate(
             prompts, SamplingParams(max_tokens=NUM_TOKENS), RoutingParams(router=router)
@@ -55,18 +62,22 @@ def test_greedy_tokens_equal_generate(
         assert [output.token_ids for output in outputs] == wanted
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_close_under_ragged_chunks(
-    family: str, tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+    family: str,
+    kernels: str,
+    tiny_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     model = tiny_model(family, seed=3)
     prompts = prompts_for(len(tokenizer))
     with torch.inference_mode():
         expected = [model(torch.tensor([prompt]), use_cache=False).logits[0] for prompt in prompts]
     loaded = LoadedModel.from_model(copy.deepcopy(model), tokenizer, name=family)
-    runner = ModelRunner(loaded)
+    runner = ModelRunner(loaded, kernels)
     runner.allocate(num_blocks=64)
-    tables = [[10 * i + 3, 10 * i + 1, 10 * i + 2] for i in range(len(prompts))]
+    tables = [array("i", [10 * i + 3, 10 * i + 1, 10 * i + 2]) for i in range(len(prompts))]
     got: list[list[torch.Tensor]] = [[] for _ in prompts]
     done = [0] * len(prompts)
     rng = random.Random(1)
@@ -103,5 +114,5 @@ def test_hidden_states_are_those_before_the_output_embeddings(
         expected = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
     runner = ModelRunner(LoadedModel.from_model(copy.deepcopy(model), tokenizer))
     runner.allocate(num_blocks=4)
-    rows = runner.forward([Row(prompt, 0, [1])], [2])
+    rows = runner.forward([Row(prompt, 0, array("i", [1]))], [2])
     assert torch.allclose(rows.hidden_RH, expected[-2:], atol=1e-5)

@@ -1,4 +1,4 @@
-"""`r2r-glimp evaluate`: on the bundled pair, resumed, refused, and its statistics on known cases."""
+"""`r2r-glimp evaluate`: on the bundled pair, resumed, refused; its statistics on known cases."""
 
 import dataclasses
 import json
@@ -28,7 +28,19 @@ def evaluate(cli, tmp_path):
 
 
 def test_the_bundled_pair(evaluate, tmp_path):
-    argv = (*ROUTERS, "--limit", "40", "--shares", "0.2", "--calibration_prompts", "30", "--json")
+    # In bfloat16 near ties of wording depend on the batch.
+    argv = (
+        *ROUTERS,
+        "--dtype",
+        "float32",
+        "--limit",
+        "40",
+        "--shares",
+        "0.2",
+        "--calibration_prompts",
+        "30",
+        "--json",
+    )
     result = evaluate(*argv)
     assert result.code == 0, result.err
     summary = json.loads(result.out)
@@ -54,10 +66,14 @@ def test_the_bundled_pair(evaluate, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     again = json.loads(evaluate(*argv).out)
+    # What was computed depends on who shares a prefix in the batch; what was written does not.
     for row in (*summary["rows"], *again["rows"]):
-        row.pop("seconds")
+        for name in ("seconds", "slm_computed", "llm_computed"):
+            row.pop(name)
     assert again == summary
-    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    texts = [{s["id"]: s["text"] for s in map(json.loads, data.splitlines())}
+             for data in (whole, path.read_bytes())]  # fmt: skip
+    assert texts[0] == texts[1] and len(texts[0]) == 40
 
     # What would change the texts is refused.
     assert "with other routing" in evaluate(*argv, "--max_step_tokens", "3").error
@@ -67,13 +83,16 @@ def test_the_bundled_pair(evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--shares", "2"], "--shares 2.0 is out of range"),
+        (["--shares", "2"], "--shares 2 is out of range"),
         (["--granularities", "word"], "choose token or step"),
         (["--repeats", "2"], "--repeats needs --temperature"),
         (["--limit", "0"], "--limit 0 is out of range"),
         (["--routers", "nope"], "unknown router 'nope'"),
         (["--shares", "0.1", "--calibration.split", "test"], "that are evaluated"),
-        (["--task.kind", "file", "--task.path", "gone.jsonl", "--task.answer", "number"], "no such"),
+        (
+            ["--task.kind", "file", "--task.path", "gone.jsonl", "--task.answer", "number"],
+            "no such",
+        ),
         (["--task.kind", "file", "--task.path", "gone.jsonl"], "give --task.answer"),
         (
             ["--task.kind", "file", "--task.path", "x.jsonl", "--shares", "0.1"],

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from r2r_glimp.models import LoadedModel, ModelPair
 
 WORDS = (
-    "Cups",
+    "Sum",
     " hats",
     " 4",
     " 7",

@@ -26,7 +26,7 @@ def engine(engine_pair: ModelPair) -> Engine:
 
 
 def test_outputs_come_in_the_order_of_the_prompts(engine: Engine) -> None:
-    prompts = ["Cups", " hats 4", "Cups hats"]
+    prompts = ["Sum", " hats 4", "Sum hats"]
     together = engine.generate(prompts, GREEDY, RoutingParams(router="slm"))
     alone = [engine.generate(p, GREEDY, RoutingParams(router="slm"))[0] for p in prompts]
     assert [o.token_ids for o in together] == [o.token_ids for o in alone]
@@ -35,10 +35,10 @@ def test_outputs_come_in_the_order_of_the_prompts(engine: Engine) -> None:
 def test_each_prompt_may_have_parameters_of_its_own(engine: Engine) -> None:
     sampling = [SamplingParams(max_tokens=n, ignore_eos=True) for n in (3, 5)]
     routing = [RoutingParams(router="slm"), RoutingParams(router="llm")]
-    outputs = engine.generate(["Cups", "Cups"], sampling, routing)
+    outputs = engine.generate(["Sum", "Sum"], sampling, routing)
     assert [(len(o.token_ids), o.sources[0]) for o in outputs] == [(3, "slm"), (5, "llm")]
     with pytest.raises(UsageError, match="2 entries for 1 prompts"):
-        engine.generate(["Cups"], sampling)
+        engine.generate(["Sum"], sampling)
 
 
 def test_a_prompt_is_text_messages_or_token_ids(engine: Engine) -> None:
@@ -54,8 +54,8 @@ def test_a_prompt_is_text_messages_or_token_ids(engine: Engine) -> None:
 def test_stream_tells_the_same_as_generate(engine: Engine) -> None:
     routing = RoutingParams(router="random", threshold=0.4)
     sampling = SamplingParams(max_tokens=30, temperature=1.0, seed=5)
-    events = list(engine.stream("Cups hats", sampling, routing))
-    output = engine.generate("Cups hats", sampling, routing)[0]
+    events = list(engine.stream("Sum hats", sampling, routing))
+    output = engine.generate("Sum hats", sampling, routing)[0]
     tokens = [e for e in events if isinstance(e, TokenEvent)]
     assert [e.token_id for e in tokens] == output.token_ids
     assert [e.source for e in tokens] == output.sources
@@ -64,7 +64,7 @@ def test_stream_tells_the_same_as_generate(engine: Engine) -> None:
 
 
 def test_closing_a_stream_aborts_its_request(engine: Engine) -> None:
-    stream = engine.stream("Cups", GREEDY)
+    stream = engine.stream("Sum", GREEDY)
     next(stream)
     stream.close()
     assert not engine.has_work
@@ -77,28 +77,28 @@ def test_a_keyboard_interrupt_leaves_nothing_behind(engine: Engine) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.generate(["Cups", " hats"] * 4, GREEDY, on_finish=interrupt)
+        engine.generate(["Sum", " hats"] * 4, GREEDY, on_finish=interrupt)
     assert not engine.has_work
     assert engine.step() == []
 
 
 def test_n_completions_differ_and_are_reproducible(engine: Engine) -> None:
     sampling = SamplingParams(max_tokens=20, temperature=1.5, seed=3, n=4)
-    first = engine.generate("Cups", sampling)
-    again = engine.generate("Cups", sampling)
+    first = engine.generate("Sum", sampling)
+    again = engine.generate("Sum", sampling)
     assert [o.index for o in first] == [0, 1, 2, 3]
     assert [o.text for o in first] == [o.text for o in again]
     assert len({o.text for o in first}) > 1
-    alone = engine.generate("Cups", SamplingParams(max_tokens=20, temperature=1.5, seed=3))[0]
+    alone = engine.generate("Sum", SamplingParams(max_tokens=20, temperature=1.5, seed=3))[0]
     assert alone.text == first[0].text
 
 
 def test_a_stop_string_cuts_the_text_and_is_never_streamed(engine: Engine) -> None:
     routing = RoutingParams(router="llm")
-    full = engine.generate("Cups", SamplingParams(max_tokens=30, ignore_eos=True), routing)[0].text
+    full = engine.generate("Sum", SamplingParams(max_tokens=30, ignore_eos=True), routing)[0].text
     stop = full[9:14]
     sampling = SamplingParams(max_tokens=30, ignore_eos=True, stop=(stop,))
-    events = list(engine.stream("Cups", sampling, routing))
+    events = list(engine.stream("Sum", sampling, routing))
     output = events[-1].output  # type: ignore[union-attr]
     assert output.finish_reason == "stop"
     assert output.text == full[: full.index(stop)]
@@ -106,7 +106,7 @@ def test_a_stop_string_cuts_the_text_and_is_never_streamed(engine: Engine) -> No
 
 
 def test_max_tokens_and_context_end_with_length(engine: Engine) -> None:
-    output = engine.generate("Cups", SamplingParams(max_tokens=7, ignore_eos=True))[0]
+    output = engine.generate("Sum", SamplingParams(max_tokens=7, ignore_eos=True))[0]
     assert (len(output.token_ids), output.finish_reason) == (7, "length")
     long = engine.generate(
         [8] * 500, SamplingParams(max_tokens=None, ignore_eos=True), RoutingParams(router="slm")
@@ -156,7 +156,7 @@ def test_tiny_pools_force_preemption_and_change_nothing(engine_pair: ModelPair) 
 
 def test_a_model_that_is_never_called_computes_nothing(engine: Engine) -> None:
     slm, llm = (
-        engine.generate("Cups", GREEDY, RoutingParams(router=name))[0].stats
+        engine.generate("Sum", GREEDY, RoutingParams(router=name))[0].stats
         for name in ("slm", "llm")
     )
     assert slm.llm_computed == 0 and slm.llm_tokens == 0
@@ -228,16 +228,19 @@ def test_the_llm_waits_for_a_batch(engine_pair: ModelPair) -> None:
     del engine.runners[1].forward  # type: ignore[misc]
 
 
-THOUGHTS = [THINK + start for start in ("", "Cups", " hats", " 4", "!", "Cups hats")]
+THOUGHTS = [THINK + start for start in ("", "Sum", " hats", " 4", "!", "Sum hats")]
 
 
 def test_two_tags_never_stand_in_one_text(engine: Engine) -> None:
     """A prompt that opens the thinking is not opened again, and what is closed by force is closed
     once."""
     routing = RoutingParams(granularity="step", max_thinking_tokens=3)
-    outputs = engine.generate(THOUGHTS, SamplingParams(max_tokens=24, seed=0), routing)
-    forced = [output for output in outputs if output.stats.forced_tokens]
-    assert forced
+    sampling = SamplingParams(max_tokens=24, temperature=1.0, seed=0)
+    outputs = engine.generate(THOUGHTS, sampling, routing)
+    tag = engine.pair.slm.tokenizer.convert_tokens_to_ids("<think>")
+    # A babbler may write a tag of its own; that is none of the engine's.
+    forced = [o for o in outputs if o.stats.forced_tokens and tag not in o.token_ids[:3]]
+    assert len(forced) >= 2
     for output in forced:
         thinking = output.text.partition("</think>")[0]
         assert "<think>" not in thinking
@@ -261,10 +264,10 @@ def test_a_missing_delimiter_is_said_once(engine: Engine, caplog: pytest.LogCapt
         ([8] * 600, {}, {}, "600 tokens, the SLM's context only 512"),
         ("\ud800", {}, {}, "not valid Unicode"),
         ([{"role": "user"}], {}, {}, "role"),
-        ("Cups", {}, {"router": "nope"}, "unknown router 'nope'"),
-        ("Cups", {}, {"delimiter": "nope"}, "unknown delimiter"),
-        ("Cups", {}, {"delimiter": "regex:("}, "not a regular expression"),
-        ("Cups", {}, {"delimiter": "regex:a*"}, "empty string"),
+        ("Sum", {}, {"router": "nope"}, "unknown router 'nope'"),
+        ("Sum", {}, {"delimiter": "nope"}, "unknown delimiter"),
+        ("Sum", {}, {"delimiter": "regex:("}, "not a regular expression"),
+        ("Sum", {}, {"delimiter": "regex:a*"}, "empty string"),
     ],
 )
 def test_bad_requests_are_refused_and_leave_nothing(
@@ -277,7 +280,7 @@ def test_bad_requests_are_refused_and_leave_nothing(
 
 def test_one_bad_prompt_among_many_runs_none(engine: Engine) -> None:
     with pytest.raises(DataError, match="empty"):
-        engine.generate(["Cups", ""], GREEDY)
+        engine.generate(["Sum", ""], GREEDY)
     assert not engine.has_work
 
 
@@ -286,7 +289,7 @@ def test_kv_memory_that_is_too_small_says_so(engine_pair: ModelPair) -> None:
         Engine(engine_pair, kv_memory=100)
     engine = Engine(engine_pair, kv_memory="32KiB")
     with pytest.raises(UsageError, match="too small for one request"):
-        engine.add_request("Cups", SamplingParams(max_tokens=400))
+        engine.add_request("Sum", SamplingParams(max_tokens=400))
 
 
 @pytest.mark.parametrize("size", ["1GiB ram", "-1", "GiB", "1XB"])

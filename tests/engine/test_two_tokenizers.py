@@ -53,7 +53,7 @@ def test_token_granularity_is_refused(pairs: tuple[ModelPair, ModelPair]) -> Non
     engine = Engine(pairs[0], kv_memory="4MiB")
     assert not engine.shared
     with pytest.raises(UsageError, match="tokenizers of this pair differ"):
-        engine.add_request("Cups", routing=RoutingParams(granularity="token"))
+        engine.add_request("Sum", routing=RoutingParams(granularity="token"))
     with pytest.raises(UsageError, match="token ids mean different text"):
         engine.add_request([1, 2, 3])
 
@@ -69,7 +69,7 @@ def test_no_text_is_lost_or_doubled_at_a_seam(pairs: tuple[ModelPair, ModelPair]
         sampling = SamplingParams(max_tokens=rng.choice([20, 60]), ignore_eos=True, seed=trial)
         for i in range(3):
             engine.add_request(
-                [{"role": "user", "content": "Cups hats 4" * (i + 1)}],
+                [{"role": "user", "content": "Sum hats 4" * (i + 1)}],
                 sampling,
                 RoutingParams(
                     router="random",
@@ -136,7 +136,7 @@ def test_thinking_that_one_template_opens_is_opened_for_both(
     pairs: tuple[ModelPair, ModelPair],
 ) -> None:
     engine = Engine(pairs[0], kv_memory="1MiB")
-    engine.add_request([{"role": "user", "content": "Cups"}])
+    engine.add_request([{"role": "user", "content": "Sum"}])
     sequence = engine.scheduler.waiting[0]
     texts = [
         pairs[0][m].tokenizer.decode(sequence.timelines[m].tokens, skip_special_tokens=False)
@@ -150,11 +150,11 @@ def test_baselines_equal_plain_generation(pairs: tuple[ModelPair, ModelPair]) ->
     pair, plain = pairs
     engine = Engine(pair, kv_memory="1MiB")
     for model, router in zip(Model, ("slm", "llm"), strict=True):
-        ids = plain[model].tokenizer("Cups hats")["input_ids"]
+        ids = plain[model].tokenizer("Sum hats")["input_ids"]
         expected = plain[model].model.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             do_sample=False, max_new_tokens=20, eos_token_id=-1,
         )[0, len(ids) :].tolist()  # fmt: skip
         sampling = SamplingParams(max_tokens=20, ignore_eos=True)
-        output = engine.generate("Cups hats", sampling, RoutingParams(router=router))[0]
+        output = engine.generate("Sum hats", sampling, RoutingParams(router=router))[0]
         assert output.token_ids == expected

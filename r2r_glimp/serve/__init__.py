@@ -1,0 +1,1 @@
+"""Serving: the pair behind OpenAI's HTTP protocol."""
