@@ -89,6 +89,7 @@ class _Observer:
         self._spec = FeatureSpec(
             hidden_size=setting.slm.fingerprint.hidden_size,
             top_k_logits=setting.config.top_k_logits,
+            hidden_layer=setting.config.hidden_layer,
         )
         self._candidates: list[int] = []
         self._parts: list[Observation] = []
@@ -99,7 +100,7 @@ class _Observer:
         draws = [uniform(self._seed, p, Stream.SLM) for p in positions]
         tokens = sample(logits, [self._sampling] * len(draws), draws)
         chosen = torch.tensor(tokens, device=logits.device)
-        signals = Signals(rows.hidden_RH, logits, chosen, positions, draws)
+        signals = Signals(rows.hidden_RH, logits, chosen, positions, draws, rows.layers)
         self._parts.append(observe(signals, self._spec))
         self._candidates += tokens
 

@@ -41,6 +41,8 @@ class LabelingConfig:
         branches: how far the LLM goes on after the SLM's choice.
         verifier: what tells a neutral difference from a divergent one.
         top_k_logits: how many of the SLM's highest logits a row keeps.
+        hidden_layer: of which of the SLM's layers a row keeps the output, counted from 1; null is
+            the last hidden state, after the final norm.
         engine: what the engine may use.
         shard_size: questions of one shard, the unit that is finished or done again.
         limit: label only the first so many questions.
@@ -64,6 +66,7 @@ class LabelingConfig:
     branches: BranchConfig = field(default_factory=BranchConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     top_k_logits: int = 32
+    hidden_layer: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     shard_size: int = 64
     limit: int | None = None
@@ -74,8 +77,9 @@ class LabelingConfig:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_step_tokens", "shard_size", "num_shards", "top_k_logits"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("max_step_tokens", "shard_size", "num_shards", "top_k_logits", "hidden_layer"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "1 or more")
         inside = 0 <= self.shard_index < self.num_shards
         require(inside, "shard_index", self.shard_index, f"0 to {self.num_shards - 1}")

@@ -46,6 +46,7 @@ class Setting:
 
         Raises:
             UsageError: the two tokenizers differ, or the verifier has nothing to compare.
+            CheckpointError: the SLM has no such layer.
         """
         pair = engine.pair
         if not pair.same_vocabulary:
@@ -64,6 +65,8 @@ class Setting:
                 f"top_k_logits={config.top_k_logits}, but the vocabulary has "
                 f"{pair.slm.fingerprint.vocab_size} tokens"
             )
+        if config.hidden_layer is not None:
+            engine.runners[Model.SLM].keep_layer(config.hidden_layer)
         step = delimiter_pattern(config.delimiter)
         until = {"answer": None, "step": step, "sentence": delimiter_pattern("sentence")}
         return cls(

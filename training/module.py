@@ -111,6 +111,7 @@ class RouterModule(L.LightningModule):
         features = FeatureSpec(
             hidden_size=rows.hidden_size,
             hidden=hp.hidden,
+            hidden_layer=rows.hidden_layer if hp.hidden else None,
             top_k_logits=hp.top_k_logits,
             candidate=hp.candidate,
             entropy=hp.entropy,

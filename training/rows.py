@@ -61,6 +61,7 @@ class LabeledRows:
 
     Attributes:
         hidden_size, top_k: widths of the wide columns.
+        hidden_layer: whose output the hidden states are; None for the last, after the final norm.
         question, response: for each row, an index into `question_ids` and `response_ids`.
         split: for each row 0, 1 or 2 where the dataset comes split into SPLITS, else None.
         info: what `info.json` beside the data says, {} without.
@@ -74,6 +75,7 @@ class LabeledRows:
         self.path = path
         self.info = _read_info(path)
         self.hidden_size, self.top_k = _check_schema(dataset, path)
+        self.hidden_layer: int | None = self.info.get("config", {}).get("hidden_layer")
         self.num_rows = len(dataset)
         if not self.num_rows:
             raise DataError(f"{path}: no rows: label something first")

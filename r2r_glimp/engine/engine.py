@@ -409,7 +409,9 @@ class Engine:
         deferred: set[int] = set()
         if model is Model.SLM:
             sequences = [sequence for sequence, _ in ready]
-            deferred = self._decide(sequences, sampled, rows.hidden_RH[index], logits)
+            layers = {layer: hidden_RH[index] for layer, hidden_RH in rows.layers.items()}
+            proposals = Rows(rows.hidden_RH[index], logits, layers)
+            deferred = self._decide(sequences, sampled, proposals)
         offset = 0
         for i, (sequence, picked) in enumerate(ready):
             first, offset = offset, offset + len(picked)
@@ -446,13 +448,7 @@ class Engine:
                 end = start + min(num_right, num_written - 1)
                 self.scheduler.roll_back(sequence, start, end)
 
-    def _decide(
-        self,
-        sequences: list[Sequence],
-        tokens: list[int],
-        hidden: torch.Tensor,
-        logits: torch.Tensor,
-    ) -> set[int]:
+    def _decide(self, sequences: list[Sequence], tokens: list[int], rows: Rows) -> set[int]:
         """Score the SLM's proposals where a decision is due; indices of those that go to the
         LLM."""
         by_router: dict[Router, list[int]] = {}
@@ -466,11 +462,12 @@ class Engine:
         if not by_router:
             return set()
         signals = Signals(
-            hidden_NH=hidden,
-            logits_NV=logits,
-            candidates_N=torch.tensor(tokens, device=logits.device),
+            hidden_NH=rows.hidden_RH,
+            logits_NV=rows.logits_RV,
+            candidates_N=torch.tensor(tokens, device=rows.logits_RV.device),
             positions=[len(s.tokens) for s in sequences],
             uniforms=[uniform(s.seed, len(s.tokens), Stream.ROUTER) for s in sequences],
+            layers=rows.layers,
         )
         deferred = set()
         for router, members in by_router.items():
@@ -652,6 +649,8 @@ class Engine:
         bind = getattr(router, "bind", None)
         if bind is not None:
             bind(self.pair.slm)
+        if router.hidden_layer is not None:
+            self.runners[Model.SLM].keep_layer(router.hidden_layer)
         return router
 
     def _check_room(self, prompts: tuple[list[int], list[int]], sampling: SamplingParams) -> None:

@@ -65,7 +65,8 @@ def read_rows(
                     reading.remove(one)
                 if num_wanted:
                     part = slice(offset, offset + num_wanted)
-                    yield one.index, Rows(rows.hidden_RH[part], rows.logits_RV[part])
+                    layers = {layer: hidden_RH[part] for layer, hidden_RH in rows.layers.items()}
+                    yield one.index, Rows(rows.hidden_RH[part], rows.logits_RV[part], layers)
                 offset += num_wanted
     finally:
         for one in reading:

@@ -5,7 +5,8 @@ Knows nothing about requests, routing or sampling.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from r2r_glimp.attention.gather import GatherBackend, Row
 from r2r_glimp.attention.native import NativeBackend
 from r2r_glimp.attention.paged import install, kv_bytes_per_token
-from r2r_glimp.core import EngineError, UsageError
+from r2r_glimp.core import CheckpointError, EngineError, UsageError
 from r2r_glimp.models.pair import LoadedModel
 from r2r_glimp.native.library import SUFFIXES, Library, load_library
 from r2r_glimp.native.modules import accelerate
@@ -28,6 +29,7 @@ class Rows:
 
     hidden_RH: Tensor
     logits_RV: Tensor
+    layers: dict[int, Tensor] = field(default_factory=dict)  # of the layers kept, [R, H] each
 
 
 KERNELS = ("auto", "torch")
@@ -63,6 +65,7 @@ class ModelRunner:
             self.paths = f"{attention}, {accelerate(self.model, self.layers)}"
         self.backend: GatherBackend | None = None
         self._hidden: Tensor | None = None
+        self._layers: dict[int, Tensor] = {}  # outputs of the last pass, [1, tokens, H]
         self._device = loaded.device  # transformers looks through all weights for it
         head = self.model.get_output_embeddings()
         if head is None:
@@ -122,7 +125,32 @@ class ModelRunner:
         )
         assert self._hidden is not None
         hidden, self._hidden = self._hidden[0], None
-        return Rows(hidden[: len(kept)], output.logits[0][: len(kept)])
+        layers = {layer: states[0, kept] for layer, states in self._layers.items()}
+        return Rows(hidden[: len(kept)], output.logits[0][: len(kept)], layers)
+
+    def keep_layer(self, layer: int) -> None:
+        """Keep the output of a decoder layer with every pass, for routers that look at it.
+
+        Args:
+            layer: counted from 1.
+
+        Raises:
+            CheckpointError: the model has no such layer.
+        """
+        if layer in self._layers:
+            return
+        stack = getattr(self.model.base_model, "layers", None)
+        if not isinstance(stack, nn.ModuleList) or not 1 <= layer <= len(stack):
+            found = len(stack) if isinstance(stack, nn.ModuleList) else "no list of"
+            raise CheckpointError(
+                f"hidden_layer={layer} is wanted, but {self.loaded.name} has {found} layers"
+            )
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self._layers[layer] = output[0] if isinstance(output, tuple) else output
+
+        stack[layer - 1].register_forward_hook(keep)
+        self._layers[layer] = torch.empty(0)
 
     def _keep_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0]

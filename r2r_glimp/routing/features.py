@@ -41,7 +41,9 @@ class FeatureSpec:
 
     Args:
         hidden_size: of the SLM.
-        hidden: the last hidden state.
+        hidden: a hidden state, the last one unless `hidden_layer` names another.
+        hidden_layer: of which layer's output, counted from 1; None is the last hidden state, after
+            the final norm.
         top_k_logits: how many of the highest logits, values alone, in descending order; 0 for none.
         candidate: the embedding of the token the SLM proposes, from the resident SLM's input
             embedding.
@@ -58,12 +60,15 @@ class FeatureSpec:
     candidate: bool = True
     entropy: bool = True
     margin: bool = True
+    hidden_layer: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.hidden_size <= MAX_WIDTH:
             raise UsageError(f"hidden_size={self.hidden_size} is out of range: 1 to {MAX_WIDTH}")
         if not 0 <= self.top_k_logits <= MAX_WIDTH:
             raise UsageError(f"top_k_logits={self.top_k_logits} is out of range: 0 to {MAX_WIDTH}")
+        if self.hidden_layer is not None and not 1 <= self.hidden_layer <= MAX_WIDTH:
+            raise UsageError(f"hidden_layer={self.hidden_layer} is out of range: 1 or more")
         if not self.widths:
             raise UsageError(
                 "a router needs at least one of hidden, top_k_logits, candidate, entropy, margin"
@@ -129,16 +134,22 @@ def observe(signals: Signals, spec: FeatureSpec) -> Observation:
     """What `spec` looks at in rows of the SLM; labeling stores the same.
 
     Raises:
-        UsageError: the vocabulary has fewer tokens than the top logits wanted.
+        UsageError: the vocabulary has fewer tokens than the top logits wanted, or the layer's
+            hidden state was not kept.
     """
     logits_NV = signals.logits_NV
     if spec.top_k_logits > logits_NV.shape[-1]:
         raise UsageError(
             f"top_k_logits={spec.top_k_logits}, but the vocabulary has {logits_NV.shape[-1]} tokens"
         )
+    hidden_NH = signals.hidden_NH
+    if spec.hidden and spec.hidden_layer is not None:
+        if spec.hidden_layer not in signals.layers:
+            raise UsageError(f"the hidden state of layer {spec.hidden_layer} was not kept")
+        hidden_NH = signals.layers[spec.hidden_layer]
     top = logits_NV.float().topk(spec.top_k_logits, -1).values if spec.top_k_logits else None
     return Observation(
-        hidden_NH=signals.hidden_NH.bfloat16() if spec.hidden else None,
+        hidden_NH=hidden_NH.bfloat16() if spec.hidden else None,
         top_logits_NK=top,
         candidates_N=signals.candidates_N if spec.candidate else None,
         entropy_N=entropy_nats(logits_NV) if spec.entropy else None,

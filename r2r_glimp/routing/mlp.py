@@ -193,6 +193,8 @@ class MLPRouter(Router):
         self.net = net.eval().requires_grad_(False)
         self.config = net.config
         self.granularity = net.config.granularity
+        features = net.config.features
+        self.hidden_layer = features.hidden_layer if features.hidden else None
         self.thresholds = dict(thresholds)
         self.default_threshold = default_threshold
         self.slm = slm

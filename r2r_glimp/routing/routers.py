@@ -20,11 +20,14 @@ class Router:
         name: the registered name.
         granularity: the only granularity it is made for, None for both.
         constant: the model that always writes, for the baselines that look at nothing.
+        hidden_layer: the SLM's layer whose output it looks at, counted from 1; None for the last
+            hidden state, after the final norm.
     """
 
     name: str
     granularity: Granularity | None = None
     constant: Model | None = None
+    hidden_layer: int | None = None
 
     def threshold(self, granularity: Granularity) -> float:
         """The threshold used where a request names none."""

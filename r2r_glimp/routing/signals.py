@@ -3,7 +3,7 @@
 Shape suffixes: N rows, H hidden size of the SLM, V its (padded) vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Signals:
         candidates_N: the token the SLM proposes (sampled, or the argmax), int64.
         positions: position of that token among the generated tokens of its sequence.
         uniforms: one number in [0, 1) per row, a function of the request's seed and the position.
+        layers: hidden states that routers asked for by `hidden_layer`, [N, H] each.
     """
 
     hidden_NH: Tensor
@@ -26,6 +27,7 @@ class Signals:
     candidates_N: Tensor
     positions: list[int]
     uniforms: list[float]
+    layers: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -39,6 +41,7 @@ class Signals:
             self.candidates_N[index],
             [self.positions[i] for i in indices],
             [self.uniforms[i] for i in indices],
+            {layer: hidden_NH[index] for layer, hidden_NH in self.layers.items()},
         )
 
 

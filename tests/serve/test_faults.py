@@ -226,7 +226,9 @@ def test_a_signal_lets_requests_finish_and_refuses_new_ones(serve) -> None:
     assert live.http.get("/health").json() == {"status": "draining"}
     check(live.chat(), 503, "shutting down")
     got += lines
-    assert got[-1] == "[DONE]" and json.loads(got[-2])["choices"][0]["finish_reason"] == "length"
+    assert got[-1] == "[DONE]"
+    # Sampled text may also run into the guard against loops, which is a stop.
+    assert json.loads(got[-2])["choices"][0]["finish_reason"] in ("length", "stop")
     live.thread.join(10)
     assert not live.thread.is_alive()
 

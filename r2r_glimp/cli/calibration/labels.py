@@ -121,6 +121,11 @@ def _network_scores(
             f"logits were kept, this router looks at {features.hidden_size} and "
             f"{features.top_k_logits}"
         )
+    if features.hidden and features.hidden_layer != data.rows.hidden_layer:
+        raise DataError(
+            f"{data.path}: hidden states are of layer {data.rows.hidden_layer or 'last'}, this "
+            f"router looks at layer {features.hidden_layer or 'last'}"
+        )
     embedding: Any = slm.model.get_input_embeddings()
     device = next(router.net.parameters()).device
     parts = []

@@ -28,6 +28,7 @@ class RecordingRouter(Router):
     def __init__(self, router: Router) -> None:
         self.router, self.name = router, router.name
         self.granularity, self.constant = router.granularity, router.constant
+        self.hidden_layer = router.hidden_layer
         self.scores: list[Tensor] = []
 
     def threshold(self, granularity: Granularity) -> float:
