@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# One worker: blocks of a page share a folder, and each takes seconds.
+pytestmark = pytest.mark.xdist_group("docs")
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -34,7 +37,7 @@ def test_ci_runs_the_two_set_up_commands() -> None:
     assert "README.md" in script
     demo, tests = (text for _, text in SETUP)
     assert demo.startswith("python3 -m venv .venv && ") and "r2r-glimp generate" in demo
-    assert tests.strip().endswith(".venv/bin/python -m pytest -q")
+    assert tests.strip().endswith(".venv/bin/python -m pytest -q -n auto")
 
 
 def run(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
