@@ -20,10 +20,10 @@ from r2r_glimp.bench.report import Line, Report
 from r2r_glimp.bench.setting import Setting, fixed_length
 from r2r_glimp.bench.shapes import make_prompts
 from r2r_glimp.core import Model, Prompt, RequestOutput, RoutingParams
-from r2r_glimp.engine import engine as engine_module
+from r2r_glimp.engine import tick as tick_module
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.kv.pool import BLOCK_SIZE
-from r2r_glimp.routing.routers import ReplayRouter, Router
+from r2r_glimp.routing.routers import ReplayRouter, Router, named_router
 
 
 def run(setting: Setting) -> Report:
@@ -39,8 +39,8 @@ def run(setting: Setting) -> Report:
         {
             "SLM": [(engine.runners[Model.SLM], "forward")],
             "LLM": [(engine.runners[Model.LLM], "forward")],
-            "router": [(engine, "_decide")],
-            "sampling": [(engine_module, "sample")],
+            "router": [(engine.decider, "deferred")],
+            "sampling": [(tick_module, "sample")],
         }
     )
     shares: list[float] = []
@@ -54,7 +54,7 @@ def run(setting: Setting) -> Report:
         return took / (o.batch * o.tokens)
 
     def alone(router: str) -> float:
-        engine.router = engine_module.named_router(router)
+        engine.router = named_router(router)
         return statistics.median(decode_steps(engine, prompts[:1], o.tokens))
 
     routed()  # warm

@@ -66,7 +66,7 @@ class Scheduler:
         for sequence in candidates:
             if budget == 0:
                 break
-            if sequence not in self.running:
+            if not sequence.runs:
                 continue  # preempted for an older one
             timeline, start = sequence.timelines[model], sequence.num_computed[model]
             end = min(len(timeline.tokens), start + budget)
@@ -78,7 +78,7 @@ class Scheduler:
             else:
                 batch.append((sequence, Row(timeline.tokens[start:end], start, timeline.blocks)))
                 budget -= end - start
-        return [(sequence, row) for sequence, row in batch if sequence in self.running]
+        return [(sequence, row) for sequence, row in batch if sequence.runs]
 
     def advance(self, sequence: Sequence, row: Row, model: Model) -> None:
         """Move a model's cursor over a computed row. Drafts are computed, but not remembered."""
@@ -104,11 +104,8 @@ class Scheduler:
 
     def remove(self, sequence: Sequence, *, forget: bool) -> None:
         """Take out a sequence that ended; with `forget`, nobody may match what it computed."""
+        (self.running if sequence.runs else self.waiting).remove(sequence)
         self._release(sequence, forget=forget)
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
 
     def check_integrity(self) -> None:
         """Assert that every block is accounted for and every cursor lies on its timeline."""

@@ -59,6 +59,16 @@ class Sequence:
         return self.timelines[0] is self.timelines[1]
 
     @property
+    def traces_llm(self) -> bool:
+        """Whether the LLM's choices over what it catches up on are recorded."""
+        return self.trace is not None and self.shared
+
+    @property
+    def runs(self) -> bool:
+        """Whether it holds blocks: admitted, and neither preempted nor ended since."""
+        return bool(self.timelines[0].blocks)
+
+    @property
     def distinct_timelines(self) -> list[tuple[Timeline, Model]]:
         """Each timeline once, with a model that reads it."""
         models = [Model.SLM] if self.shared else list(Model)

@@ -106,7 +106,7 @@ def test_a_fault_in_a_stream_is_its_last_event(serve) -> None:
     def failing():
         for sequence in list(engine.running):
             if len(sequence.tokens) == 5:
-                engine._fail(sequence, "it broke")
+                engine.writer.fail(sequence, "it broke")
         return step()
 
     engine.step = failing

@@ -1,0 +1,76 @@
+"""Passes: one model computes as many sequences as fit; cursors move, who fails is ended."""
+
+from dataclasses import dataclass
+
+import torch
+
+from r2r_glimp.attention.gather import Row
+from r2r_glimp.core import EngineError, Model
+from r2r_glimp.engine.runner import ModelRunner, Rows
+from r2r_glimp.engine.scheduler import Scheduler
+from r2r_glimp.engine.sequence import Sequence
+from r2r_glimp.engine.writer import Writer
+
+_NOTHING = Rows(torch.empty(0), torch.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A sequence that took part in a pass."""
+
+    sequence: Sequence
+    row: Row  # the tokens that were computed
+    wanted: range  # where its wanted rows stand in what came out
+
+
+class Passes:
+    """Forward passes of both models.
+
+    Args:
+        runners: the SLM's and the LLM's.
+        scheduler: cuts rows and holds blocks.
+        writer: ends sequences that fail.
+    """
+
+    def __init__(
+        self, runners: tuple[ModelRunner, ModelRunner], scheduler: Scheduler, writer: Writer
+    ) -> None:
+        self.runners = runners
+        self.scheduler = scheduler
+        self.writer = writer
+
+    def run(self, model: Model, candidates: list[Sequence]) -> tuple[list[Computed], Rows]:
+        """Compute what fits a pass. Who fails is ended and left out."""
+        batch = self.scheduler.schedule(model, candidates)
+        wanted = [_num_wanted(sequence, row, model) for sequence, row in batch]
+        try:
+            if not batch:
+                return [], _NOTHING
+            rows = self.runners[model].forward([row for _, row in batch], wanted)
+        except (RuntimeError, EngineError) as error:
+            for sequence, _ in batch:
+                self.writer.fail(sequence, f"the {model.name} failed: {error}")
+            return [], _NOTHING
+        finite = (~rows.logits_RV.amax(-1).isnan()).tolist()  # a maximum with NaN is NaN
+        offset, computed = 0, []
+        for (sequence, row), num_wanted in zip(batch, wanted, strict=True):
+            first, offset = offset, offset + num_wanted
+            self.scheduler.advance(sequence, row, model)
+            if all(finite[first:offset]):
+                computed.append(Computed(sequence, row, range(first, offset)))
+            else:
+                position = len(sequence.tokens)
+                self.writer.fail(
+                    sequence, f"the {model.name} gave NaN logits at position {position}"
+                )
+        return computed, rows
+
+
+def _num_wanted(sequence: Sequence, row: Row, model: Model) -> int:
+    """Of how many of a row's last tokens the logits are wanted."""
+    timeline = sequence.timelines[model]
+    if model is Model.LLM and sequence.traces_llm:
+        return max(0, row.end - max(row.start, timeline.num_prompt_tokens - 1))
+    if model is Model.LLM:  # the last token, and the drafts after it
+        return max(0, row.end - (len(timeline.tokens) - sequence.num_drafts) + 1)
+    return int(row.end == len(timeline.tokens))

@@ -1,0 +1,146 @@
+"""The tick: the SLM over every row whose turn it is, then the LLM over the rows that wait for it.
+
+There are no phases: prefill, decode and catch-up are all "model m computes
+`tokens[num_computed[m]:]`, look at the last row".
+"""
+
+from dataclasses import replace
+
+import torch
+
+from r2r_glimp.core import Model
+from r2r_glimp.engine.decider import Decider
+from r2r_glimp.engine.drafter import Drafter
+from r2r_glimp.engine.passes import Computed, Passes
+from r2r_glimp.engine.runner import Rows
+from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
+from r2r_glimp.engine.scheduler import Scheduler
+from r2r_glimp.engine.sequence import Sequence
+from r2r_glimp.engine.writer import Writer
+from r2r_glimp.routing.policy import Turn
+
+
+class Tick:
+    """Admits, runs both models once at most, and has written what they say.
+
+    Args:
+        scheduler, passes, decider, drafter, writer: the engine's.
+        llm_min_batch: the LLM runs when this many rows wait for it,
+        llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        passes: Passes,
+        decider: Decider,
+        drafter: Drafter,
+        writer: Writer,
+        llm_min_batch: int,
+        llm_max_wait: int,
+    ) -> None:
+        self.scheduler = scheduler
+        self.passes = passes
+        self.decider = decider
+        self.drafter = drafter
+        self.writer = writer
+        self.llm_min_batch = llm_min_batch
+        self.llm_max_wait = llm_max_wait
+
+    def run(self) -> None:
+        """One tick."""
+        self.scheduler.admit()
+        running = self.scheduler.running
+        slm = [s for s in running if s.policy.turn is not Turn.LLM]
+        if slm:
+            self._advance(Model.SLM, slm)
+        llm = [s for s in running if s.policy.turn is Turn.LLM]
+        if llm and (
+            len(llm) == len(running)
+            or len(llm) >= self.llm_min_batch
+            or max(s.ticks_waiting for s in llm) >= self.llm_max_wait
+        ):
+            self.drafter.draft(llm)
+            # Drafting may have ended or preempted some.
+            self._advance(Model.LLM, [s for s in llm if s.finish_reason is None])
+        else:
+            for sequence in llm:
+                sequence.ticks_waiting += 1
+
+    def _advance(self, model: Model, candidates: list[Sequence]) -> None:
+        """Run one model over as many of the sequences as fit a forward pass; write what it says."""
+        for sequence in candidates:
+            self.writer.sync(sequence, model)
+        ready: list[tuple[Sequence, range]] = []
+        batch, rows = self.passes.run(model, candidates)
+        for one in batch:
+            sequence, picked = one.sequence, one.wanted
+            if model is Model.LLM and sequence.traces_llm:
+                _trace_catch_up(one, rows)
+                picked = picked[-1:]
+            if picked and (sequence.num_drafts or sequence.num_outstanding(model) == 0):
+                ready.append((sequence, picked))
+        if ready:
+            self._choose(model, ready, rows)
+        for sequence in candidates:
+            self.drafter.drop(sequence)
+
+    def _choose(self, model: Model, ready: list[tuple[Sequence, range]], rows: Rows) -> None:
+        """Sample from each sequence's rows; the SLM's proposals at decision points are scored
+        first."""
+        index = [i for _, picked in ready for i in picked]
+        logits_RV = rows.logits_RV[index]
+        stream = Stream(model)
+        params = [s.sampling for s, picked in ready for _ in picked]
+        draws = [
+            uniform(s.seed, len(s.tokens) + i, stream)
+            for s, picked in ready
+            for i in range(len(picked))
+        ]
+        sampled = sample(logits_RV, params, draws)
+        deferred: set[int] = set()
+        if model is Model.SLM:
+            layers = {layer: hidden_RH[index] for layer, hidden_RH in rows.layers.items()}
+            proposals = Rows(rows.hidden_RH[index], logits_RV, layers)
+            deferred = self.decider.deferred([s for s, _ in ready], sampled, proposals)
+        offset = 0
+        for i, (sequence, picked) in enumerate(ready):
+            first, offset = offset, offset + len(picked)
+            if i not in deferred:
+                self._write(sequence, model, sampled[first:offset], logits_RV[first:offset])
+
+    def _write(
+        self, sequence: Sequence, model: Model, tokens: list[int], logits_RV: torch.Tensor
+    ) -> None:
+        """Write a row's token, and those of the rows after it while the drafts were right and the
+        span goes on. A token is the model's own choice, which stands whatever was drafted."""
+        drafts = sequence.drop_drafts()
+        start = len(sequence.timelines[model].tokens)
+        pairs = enumerate(zip(drafts, tokens, strict=False))
+        num_right = next((i for i, (draft, own) in pairs if draft != own), len(drafts))
+        num_written = 0
+        for i, token in enumerate(tokens[: num_right + 1]):
+            logprob = None
+            if sequence.sampling.logprobs is not None:
+                logprob = token_logprob(logits_RV[i], token, sequence.sampling.logprobs)
+            self.writer.append(sequence, model, token, logprob)
+            num_written += 1
+            if sequence.policy.close_due and sequence.finish_reason is None:
+                self.writer.close_thinking(sequence)
+                break
+            if sequence.finish_reason is not None or sequence.policy.turn is not Turn.LLM:
+                break
+        if drafts:
+            self.drafter.settle(sequence, start, num_right, num_written)
+
+
+def _trace_catch_up(one: Computed, rows: Rows) -> None:
+    """Record what the LLM would have written at each generated position it caught up over."""
+    sequence = one.sequence
+    assert sequence.trace is not None
+    num_prompt = sequence.timelines[Model.LLM].num_prompt_tokens
+    choices = rows.logits_RV[one.wanted.start : one.wanted.stop].max(-1).indices.tolist()
+    for position, choice in enumerate(choices, start=one.row.end - len(choices) - num_prompt + 1):
+        if position < len(sequence.tokens):
+            sequence.trace[position] = replace(sequence.trace[position], llm_token=choice)
