@@ -25,6 +25,9 @@ class BenchOptions:
         no_peers: do not measure what one would use instead.
         kernels: auto or torch.
         threads: threads of torch; by default what it chooses.
+        pair: whom `serve` serves, a preset or a YAML file.
+        clients: of `serve`, each with one request after the other.
+        requests: of `serve`, in a repeat; of `tokens` tokens on average.
     """
 
     slm_shape: str = "qwen3-0.6b"
@@ -42,9 +45,12 @@ class BenchOptions:
     no_peers: bool = False
     kernels: str = "auto"
     threads: int | None = None
+    pair: str = "abacus"
+    clients: int = 16
+    requests: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("batch", "context", "tokens", "repeats", "step_tokens"):
+        for name in ("batch", "context", "tokens", "repeats", "step_tokens", "clients", "requests"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is out of range: 1 or more")
         if not 0 <= self.share <= 1:

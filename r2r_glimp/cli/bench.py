@@ -5,8 +5,9 @@ prefill    reading a long prompt, against transformers' forward pass; the prefix
 route      a routed pair, against its ideal, the LLM alone and transformers
 label      what labeling does most: the LLM writes, the SLM reads
 overhead   what the engine itself takes, with models that compute nothing
+serve      what HTTP costs: clients of a server, against the same requests in the offline engine
 
-Models have real shapes and random weights: nothing is downloaded.
+Models have real shapes and random weights: nothing is downloaded. `serve` takes a --pair.
 """
 
 import json
@@ -17,13 +18,14 @@ from pathlib import Path
 from r2r_glimp.cli.parser import Parser, pick
 from r2r_glimp.core import UsageError
 
-BENCHES = ("decode", "prefill", "route", "label", "overhead")
+BENCHES = ("decode", "prefill", "route", "label", "overhead", "serve")
 EXAMPLES = (
     "decode --slm_shape qwen3-0.6b",
     "decode --batch 8 --context 1024 --tokens 16",
     "route --slm_shape qwen3-0.1b --llm_shape qwen3-1.7b --share 0.124 --tokens 128",
     "route --granularity step --share 0.25 --step_tokens 40 --tokens 400 --no_peers",
     "overhead --batch 16 --json --plot overhead.png",
+    "serve --clients 16 --tokens 128",
 )
 
 

@@ -131,6 +131,8 @@ def run(argv: list[str]) -> int:
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         names = ", ".join(model.id for model in catalog.models)
+        if engine.router.granularity is not None and not catalog.is_watched:
+            say("info", "drift is not watched: the router was not calibrated for these options")
         say("serving", f"http://{shown}:{port}/v1, models {names}")
         asyncio.run(server.serve([sock]))
     finally:

@@ -4,6 +4,7 @@
     model.safetensors     float32 weights, exactly the tensors that config.json asks for
     README.md             the model card
     curve.json            share, recall and precision against the threshold (optional)
+    traffic.json          what calibration's requests were like, to notice drift (optional)
     training_config.yaml  what the trainer was told (optional)
 
 No pickle and no code: the router's class is looked up by its registered name. Token embeddings are
@@ -26,12 +27,13 @@ from r2r_glimp.hub.config import ROUTERS, RouterConfig
 from r2r_glimp.hub.files import read_tensors, read_text, writing_folder
 from r2r_glimp.models.files import read_json
 from r2r_glimp.models.source import locate
+from r2r_glimp.routing.drift import Traffic
 from r2r_glimp.routing.mlp import MLPRouter, MLPRouterNet
 from r2r_glimp.routing.strict import check_keys
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-CURVE, TRAINING_CONFIG = "curve.json", "training_config.yaml"
-FILES = [CONFIG, WEIGHTS, CARD, CURVE, TRAINING_CONFIG]
+CURVE, TRAFFIC, TRAINING_CONFIG = "curve.json", "traffic.json", "training_config.yaml"
+FILES = [CONFIG, WEIGHTS, CARD, CURVE, TRAFFIC, TRAINING_CONFIG]
 CURVE_KEYS = ("threshold", "llm_share", "recall", "precision")
 
 
@@ -45,12 +47,14 @@ class RouterCheckpoint(ModelHubMixin, library_name="r2r_glimp", tags=["router"])
         curve: columns `threshold`, `llm_share`, `recall`, `precision` of equal length, and
             `measured_on`.
         training_config: what the trainer was told, YAML.
+        traffic: what calibration's requests were like.
     """
 
     config: RouterConfig
     tensors: dict[str, Tensor]
     curve: dict[str, Any] | None = None
     training_config: str | None = None
+    traffic: Traffic | None = None
 
     def build(self) -> MLPRouter:
         """The router, on the CPU, not yet bound to an SLM."""
@@ -65,6 +69,7 @@ class RouterCheckpoint(ModelHubMixin, library_name="r2r_glimp", tags=["router"])
             config.default_threshold,
             config.slm,
             [(t, share) for t, share in points if t is not None and share is not None],
+            self.traffic,
         )
 
     def save_pretrained(
@@ -104,6 +109,8 @@ class RouterCheckpoint(ModelHubMixin, library_name="r2r_glimp", tags=["router"])
         texts = {CONFIG: to_json(self.config.to_dict()), CARD: render_card(self.config.to_dict())}
         if self.curve is not None:
             texts[CURVE] = to_json(self.curve)
+        if self.traffic is not None:
+            texts[TRAFFIC] = to_json(self.traffic.to_dict())
         if self.training_config is not None:
             texts[TRAINING_CONFIG] = self.training_config
         for name, text in texts.items():
@@ -143,12 +150,14 @@ def read_checkpoint(folder: Path) -> RouterCheckpoint:
     tensors = read_tensors(folder / WEIGHTS, wanted)
     if (tensors["std"] <= 0).any():
         raise CheckpointError(f"{folder / WEIGHTS}: std has values that are not positive")
+    traffic = folder / TRAFFIC
     has_training_config = (folder / TRAINING_CONFIG).exists()
     return RouterCheckpoint(
         config,
         tensors,
         curve=_read_curve(folder / CURVE) if (folder / CURVE).exists() else None,
         training_config=read_text(folder / TRAINING_CONFIG) if has_training_config else None,
+        traffic=Traffic.from_dict(read_json(traffic), str(traffic)) if traffic.exists() else None,
     )
 
 

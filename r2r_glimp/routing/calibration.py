@@ -39,12 +39,14 @@ class Measurement:
         threshold: a score above it deferred.
         llm_tokens, tokens: of each request, LLM-written and generated tokens, [requests].
         scores: of all decisions, sorted, [decisions].
+        firsts: LLM share and decisions' scores of each request's first completion.
     """
 
     threshold: float
     llm_tokens: NDArray[np.int64]
     tokens: NDArray[np.int64]
     scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    firsts: Sequence[tuple[float, Sequence[float]]] = ()
 
     @property
     def share(self) -> float:

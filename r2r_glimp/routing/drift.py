@@ -149,13 +149,18 @@ class DriftMonitor:
 
     Args:
         traffic: what calibration saw.
+        name: of the router.
         requests_per_false_alarm: how rare they shall be, on average at least.
     """
 
     def __init__(
-        self, traffic: Traffic, requests_per_false_alarm: float = REQUESTS_PER_FALSE_ALARM
+        self,
+        traffic: Traffic,
+        name: str = "",
+        *,
+        requests_per_false_alarm: float = REQUESTS_PER_FALSE_ALARM,
     ) -> None:
-        self.traffic = traffic
+        self.traffic, self.name = traffic, name
         self.num_requests = 0
         self.recent = [math.nan] * len(traffic.names)  # means over the last requests
         self.drifting: list[str] = []  # statistics that left their band
@@ -205,13 +210,13 @@ class DriftMonitor:
         """One line about what drifts."""
         traffic = self.traffic
         if not self.drifting:
-            return "requests are again as at calibration"
+            return "requests are like those of calibration again"
         i = traffic.names.index(self.drifting[0])
         others = f" (and {len(self.drifting) - 1} more)" if len(self.drifting) > 1 else ""
         return (
-            f"requests are unlike those at calibration: mean {traffic.names[i]} {self.recent[i]:.3g} "
-            f"of late, {traffic.low[i]:.3g} to {traffic.high[i]:.3g} on {traffic.measured_on}"
-            f"{others}: the threshold's LLM share and quality may not hold, calibrate again"
+            f"requests are unlike those of calibration: mean {traffic.names[i]} "
+            f"{self.recent[i]:.3g} of late, {traffic.low[i]:.3g} to {traffic.high[i]:.3g} on "
+            f"{traffic.measured_on}{others}: calibrate again, share and quality may not hold"
         )
 
 

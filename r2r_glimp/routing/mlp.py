@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from r2r_glimp.core import CheckpointError, Granularity, UsageError
+from r2r_glimp.routing.drift import Traffic
 from r2r_glimp.routing.features import MAX_WIDTH, FeatureSpec, observe
 from r2r_glimp.routing.routers import Router
 from r2r_glimp.routing.signals import Signals
@@ -178,6 +179,7 @@ class MLPRouter(Router):
         default_threshold: which of them holds where a request names none.
         slm: the SLM it was trained on; None for a router made before that was recorded.
         share_curve: measured points, as (threshold, LLM share).
+        traffic: what calibration's requests were like; None where that was not recorded.
     """
 
     name = "mlp"
@@ -189,6 +191,7 @@ class MLPRouter(Router):
         default_threshold: str,
         slm: "Fingerprint | None" = None,
         share_curve: Iterable[tuple[float, float]] = (),
+        traffic: Traffic | None = None,
     ) -> None:
         self.net = net.eval().requires_grad_(False)
         self.config = net.config
@@ -199,6 +202,7 @@ class MLPRouter(Router):
         self.default_threshold = default_threshold
         self.slm = slm
         self.share_curve = sorted(share_curve)
+        self.traffic = traffic
         self._embedding_VH: Tensor | None = None
 
     def threshold(self, granularity: Granularity) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from r2r_glimp.core import Decision, Granularity, Model, UsageError
+from r2r_glimp.routing.drift import Traffic
 from r2r_glimp.routing.signals import Signals, entropy_nats, margin
 
 
@@ -22,12 +23,14 @@ class Router:
         constant: the model that always writes, for the baselines that look at nothing.
         hidden_layer: the SLM's layer whose output it looks at, counted from 1; None for the last
             hidden state, after the final norm.
+        traffic: what requests were like when it was calibrated, to notice that they change.
     """
 
     name: str
     granularity: Granularity | None = None
     constant: Model | None = None
     hidden_layer: int | None = None
+    traffic: Traffic | None = None
 
     def threshold(self, granularity: Granularity) -> float:
         """The threshold used where a request names none."""

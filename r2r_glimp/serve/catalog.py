@@ -13,13 +13,20 @@ from openai.types import Model as ModelCard
 from r2r_glimp.core import Granularity, Model, RoutingParams, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models.pair import LoadedModel
+from r2r_glimp.routing.drift import DriftMonitor
 from r2r_glimp.routing.policy import Route
 from r2r_glimp.routing.routers import NAMED_ROUTERS, Router
 from r2r_glimp.serve.errors import Refusal
 from r2r_glimp.serve.protocol import Generation
 
 Role = Literal["pair", "slm", "llm"]
-_PER_REQUEST = ("granularity", "max_llm_share", "answer_by", "max_step_tokens")
+_PER_REQUEST = (
+    "granularity", "max_llm_share", "answer_by", "max_step_tokens", "max_thinking_tokens",
+    "speculate",
+)  # fmt: skip
+# What a monitor compares by itself, or what changes no text.
+_NOT_ROUTING: dict[str, Any] = dict.fromkeys(("router", "threshold", "granularity", "answer_by"))
+_NOT_ROUTING |= {"speculate": 0}
 
 
 class Catalog:
@@ -55,10 +62,21 @@ class Catalog:
             self._trained[default.granularity] = default
         else:
             self._routers[default.name] = default
+        self.monitors: dict[Router, DriftMonitor] = {
+            router: DriftMonitor(router.traffic, f"{router.name}-{granularity}")
+            for granularity, router in self._trained.items()
+            if router.traffic is not None
+        }
 
     @property
     def models(self) -> list[ModelCard]:
         return [self._card(name) for name in self._roles]
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether requests that say nothing are held against a calibration."""
+        routing, router = self.routing, self.engine.router
+        return self.monitor(Route.resolve(routing, router, shared=self.engine.shared)) is not None
 
     @property
     def routers(self) -> list[str]:
@@ -98,7 +116,7 @@ class Catalog:
             Refusal, UsageError: it names what is not there, or contradicts itself.
         """
         role = self.role(body.model)
-        wanted = {name: getattr(body, name) for name in (*_PER_REQUEST, "max_thinking_tokens")}
+        wanted = {name: getattr(body, name) for name in _PER_REQUEST}
         given: dict[str, Any] = {k: v for k, v in wanted.items() if v is not None}
         if role != "pair":
             for name in ("router", "threshold", "target_llm_share"):
@@ -124,6 +142,16 @@ class Catalog:
             return routing, Route.resolve(routing, router, shared=self.engine.shared)
         except UsageError as error:
             raise Refusal(400, str(error).replace("--", ""), param="granularity") from None
+
+    def monitor(self, route: Route) -> DriftMonitor | None:
+        """Whose calibration a request is held against: none's where it was routed otherwise."""
+        monitor = self.monitors.get(route.router)
+        if monitor is None:
+            return None
+        known, own = monitor.traffic, dataclasses.replace(route.params, **_NOT_ROUTING)
+        same = (route.threshold, route.answer_by) == (known.threshold, known.answer_by)
+        usual = dataclasses.replace(self.routing, **_NOT_ROUTING)
+        return monitor if same and own == usual else None
 
     def _threshold(self, body: Generation, router: Router) -> float | None:
         if router.constant is not None:

@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from r2r_glimp.core import RequestOutput, TokenEvent
 from r2r_glimp.engine.engine import Engine
+from r2r_glimp.routing.drift import DriftMonitor
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -74,6 +75,16 @@ class Metrics:
             "e2e_request_latency_seconds", "from submission to the completion's end", _SLOW
         )
         self._share = self._histogram("llm_share", "LLM-written share of a completion", _SHARES)
+        self._compared = self._gauge(
+            "drift_requests", "requests that were held against the router's calibration", "router"
+        )
+        self._drift = self._gauge(
+            "drift", "1 while a statistic of requests has left calibration's band", "router", "what"
+        )
+        self._recent = self._gauge(
+            "drift_recent", "that statistic's mean over the last 100 requests or so", "router",
+            "what",
+        )  # fmt: skip
 
     def observe_engine(self, engine: Engine) -> None:
         """Take down what a tick wrote, and what runs, waits and is held."""
@@ -112,6 +123,13 @@ class Metrics:
         self._preempted.inc(output.stats.preemptions)
         self._whole.observe(elapsed_s)
         self._share.observe(output.stats.llm_share)
+
+    def observe_drift(self, monitor: DriftMonitor) -> None:
+        """Take down how a router's requests compare with those of its calibration."""
+        self._compared.labels(monitor.name).set(monitor.num_requests)
+        for name, mean in zip(monitor.traffic.names, monitor.recent, strict=True):
+            self._drift.labels(monitor.name, name).set(name in monitor.drifting)
+            self._recent.labels(monitor.name, name).set(mean)
 
     def count_aborted(self, count: int) -> None:
         """Count completions whose client left, or whose time was up."""

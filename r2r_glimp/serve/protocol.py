@@ -2,8 +2,8 @@
 
     OpenAI    model messages prompt temperature top_p n stop seed max_tokens logprobs stream ...
     vLLM      top_k min_p stop_token_ids ignore_eos chat_template_kwargs return_token_ids
-    ours      granularity router threshold target_llm_share max_llm_share answer_by return_routing
-              max_step_tokens max_thinking_tokens
+    ours      granularity router threshold target_llm_share max_llm_share answer_by speculate
+              max_step_tokens max_thinking_tokens return_routing
 
 Types are strict: `"temperature": "1"` is refused. A field of OpenAI's or vLLM's that changes the
 text and is not done here is refused by its name; a field nobody knows is ignored.
@@ -47,7 +47,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (None,),
     "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
-    "speculate": (None, 0),
     "structured_outputs": (None,),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
@@ -94,6 +93,7 @@ class Generation(Body):
     answer_by: AnswerBy | None = None
     max_step_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     max_thinking_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    speculate: Annotated[int, Field(ge=0, le=64)] | None = None
     return_routing: bool = False
 
     @model_validator(mode="after")

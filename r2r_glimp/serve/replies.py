@@ -234,12 +234,16 @@ class Reply:
         ).model_dump(exclude_none=True)
         cached = sum(min(o.stats.prefix_hits, len(o.prompt_token_ids)) for o in outputs[::n])
         reasoning = sum(choice.reasoning_tokens for choice in self.choices)
-        return usage | {
+        usage |= {
             "prompt_tokens_details": {"cached_tokens": cached},
             "completion_tokens_details": {"reasoning_tokens": reasoning},
             "slm_tokens": slm,
             "llm_tokens": llm,
         }
+        monitor = self.job.ticket.monitor
+        if monitor is not None and monitor.drifting:
+            usage["drift"] = monitor.drifting
+        return usage
 
     def _routing(self, output: RequestOutput) -> dict[str, Any]:
         route, stats = self.job.route, output.stats

@@ -113,6 +113,7 @@ class Service:
                 self._sampling(body, encoded),
                 routing,
                 stream=bool(body.stream),
+                monitor=self.catalog.monitor(route),
             )
             self.worker.submit(ticket)
         except BaseException:

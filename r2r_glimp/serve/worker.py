@@ -30,6 +30,7 @@ from r2r_glimp.core import (
 )
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prompts import EncodedPrompt
+from r2r_glimp.routing.drift import DriftMonitor
 from r2r_glimp.serve.errors import Refusal
 from r2r_glimp.serve.metrics import Metrics
 
@@ -54,6 +55,7 @@ class Ticket:
     sampling: SamplingParams
     routing: RoutingParams
     stream: bool
+    monitor: DriftMonitor | None = None
     submitted: float = field(default_factory=time.monotonic)
     batch: Batch = field(default_factory=list)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -258,6 +260,8 @@ class Worker:
             name = f"{ticket.request_id}-{i}"
             if self._tickets.pop(name, None) is not None:
                 self.engine.abort(name)
+                if ticket.monitor is not None:
+                    ticket.monitor.forget(name)
         if ticket.num_open:
             self.metrics.count_aborted(ticket.num_open)
 
@@ -278,6 +282,9 @@ class Worker:
                 urgent |= before is None
                 self.metrics.count_token(event, now - ticket.submitted, before and now - before)
                 ticket.last_token[choice] = now
+                # Of several completions of a prompt the first one stands for it.
+                if ticket.monitor is not None and event.score is not None and not event.index:
+                    ticket.monitor.count(event.request_id, event.score)
             else:
                 urgent = True
                 self._count_end(ticket, event.output, now)
@@ -292,10 +299,20 @@ class Worker:
         """Take down that a choice ended, and with the last one its ticket."""
         ticket.num_open -= 1
         self.metrics.count_finished(output, now - ticket.submitted)
+        if ticket.monitor is not None and not output.index:
+            self._watch_drift(ticket.monitor, output)
         if not ticket.num_open:
             ticket.finished = True
             for i in range(len(ticket.prompts)):
                 del self._tickets[f"{ticket.request_id}-{i}"]
+
+    def _watch_drift(self, monitor: DriftMonitor, output: RequestOutput) -> None:
+        if output.finish_reason == "error":
+            monitor.forget(output.request_id)
+            return
+        if monitor.finish(output.request_id, output.stats.llm_share):
+            log.warning("drift: %s", monitor.describe())
+        self.metrics.observe_drift(monitor)
 
     def _flush(self, now: float) -> None:
         """Hand over what tickets hold."""

@@ -10,6 +10,7 @@ import torch
 from r2r_glimp.hub.checkpoint import RouterCheckpoint
 from r2r_glimp.hub.config import RouterConfig
 from r2r_glimp.models.fingerprint import Fingerprint
+from r2r_glimp.routing.drift import Traffic
 from r2r_glimp.routing.features import FeatureSpec
 from r2r_glimp.routing.mlp import MLPConfig, MLPRouterNet, MLPSize, Threshold
 from tests.hub.fake_hub import FakeHub, serve
@@ -55,7 +56,11 @@ def make_checkpoint() -> Callable[..., RouterCheckpoint]:
             "recall": [1.0, 0.9],
             "precision": [0.05, None],
         }
-        return RouterCheckpoint(config, dict(tensors), curve, "seed_everything: 0\n")
+        traffic = Traffic(
+            measured_on="100 questions", threshold=0.25, answer_by="router", num_requests=100,
+            cuts=(0.1, 0.5), low=(0.05, 0.3, 0.0), high=(0.15, 0.4, 0.1),
+        )  # fmt: skip
+        return RouterCheckpoint(config, dict(tensors), curve, "seed_everything: 0\n", traffic)
 
     return make
 

@@ -26,7 +26,8 @@ def test_round_trip(make_checkpoint, folder):
     saved, loaded = make_checkpoint(), RouterCheckpoint.from_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     assert loaded.config == saved.config
-    assert loaded.curve == saved.curve and loaded.training_config == saved.training_config
+    assert loaded.curve == saved.curve and loaded.traffic == saved.traffic is not None
+    assert loaded.training_config == saved.training_config
     assert loaded.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(loaded.tensors[name], saved.tensors[name]) for name in saved.tensors)
     assert isinstance(loaded, ModelHubMixin)
@@ -47,7 +48,7 @@ def test_load_router(folder, make_checkpoint):
 
 
 def test_optional_files_may_be_missing(folder):
-    for name in ("curve.json", "training_config.yaml", "README.md"):
+    for name in ("curve.json", "traffic.json", "training_config.yaml", "README.md"):
         (folder / name).unlink()
     loaded = RouterCheckpoint.from_pretrained(folder)
     assert loaded.curve is None and loaded.training_config is None
@@ -76,6 +77,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         ("config.json", b"[]", "holds a list"),
         ("config.json", b"{}", "no format_version: this is not a router checkpoint"),
         ("curve.json", b'{"threshold": []}', "curve.json: missing key 'llm_share'"),
+        ("traffic.json", b"{}", "traffic.json: missing key 'answer_by', 'cuts'"),
         ("training_config.yaml", b"\xff\xfe", "not UTF-8"),
     ],
 )

@@ -16,6 +16,7 @@ import torch
 from r2r_glimp.core import RoutingParams, SamplingParams
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models import ModelPair
+from r2r_glimp.routing.drift import Traffic
 from r2r_glimp.routing.features import FeatureSpec
 from r2r_glimp.routing.mlp import MLPConfig, MLPRouter, MLPRouterNet, MLPSize, Threshold
 from r2r_glimp.serve.app import create_app
@@ -133,7 +134,7 @@ def start(
     return Live(worker, service, sock.getsockname()[1], server, thread)
 
 
-def make_router(granularity: Any = "token") -> MLPRouter:
+def make_router(granularity: Any = "token", traffic: Traffic | None = None) -> MLPRouter:
     """A trained router of random weights, with a calibration."""
     features = FeatureSpec(hidden_size=32, top_k_logits=4)
     config = MLPConfig(granularity=granularity, features=features, size=MLPSize(width=4, blocks=1))
@@ -142,7 +143,7 @@ def make_router(granularity: Any = "token") -> MLPRouter:
         net = MLPRouterNet(config)
     threshold = Threshold(value=0.25, calibrated_on="nothing", llm_share=0.1)
     curve = [(0.0, 1.0), (0.2, 0.5), (0.6, 0.1)]
-    return MLPRouter(net, {"share-0.1": threshold}, "share-0.1", share_curve=curve)
+    return MLPRouter(net, {"share-0.1": threshold}, "share-0.1", None, curve, traffic)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ FIELDS = {
     "frequency_penalty": [1.0],
     "logit_bias": [{"50256": -100}],
     "echo": [True],
-    "speculate": [4],
+    "speculate": [-1, 65, 1.5, "4", True],
     "best_of": [3],
 }
 CASES = [(name, value) for name, values in FIELDS.items() for value in values]

@@ -75,7 +75,9 @@ def test_fit_end_to_end(arguments, world, capsys):
     assert summary["recall"] >= 0.95 and 0 < summary["llm_share"] < 0.6
 
     folder = Path("checkpoints/router")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert {path.name for path in folder.iterdir()} == set(FILES) - {
+        "traffic.json"
+    }  # calibration's
     config = RouterCheckpoint.from_pretrained(folder).config
     assert config.slm == world.slm.fingerprint == config.llm
     assert config.threshold.value == summary["threshold"]

@@ -7,46 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from r2r_glimp.cli.requests import Request
-from r2r_glimp.core import EngineError, FinishEvent, Granularity, RequestOutput
+from r2r_glimp.core import EngineError, Event, Granularity, RequestOutput, TokenEvent
 from r2r_glimp.routing.calibration import Measurement, pilot_of
 from r2r_glimp.routing.routers import Router
-from r2r_glimp.routing.signals import Signals
 
 if TYPE_CHECKING:
     from r2r_glimp.engine.engine import Engine
-    from r2r_glimp.models.pair import LoadedModel
 
 Report = Callable[[Measurement, float], None]  # a point, and the seconds of its batch
-
-
-class RecordingRouter(Router):
-    """Another router, whose scores are kept."""
-
-    def __init__(self, router: Router) -> None:
-        self.router, self.name = router, router.name
-        self.granularity, self.constant = router.granularity, router.constant
-        self.hidden_layer = router.hidden_layer
-        self.scores: list[Tensor] = []
-
-    def threshold(self, granularity: Granularity) -> float:
-        return self.router.threshold(granularity)
-
-    def defers(self, score: float, threshold: float) -> bool:
-        return self.router.defers(score, threshold)
-
-    def bind(self, slm: "LoadedModel") -> None:
-        """Pass the SLM on to a trained router."""
-        bind = getattr(self.router, "bind", None)
-        if bind is not None:
-            bind(slm)
-
-    def score(self, signals: Signals) -> Tensor:
-        scores = self.router.score(signals)
-        self.scores.append(scores.detach().cpu().double())
-        return scores
+Completion = tuple[int, RequestOutput, list[float]]  # its prompt's place, and its decisions' scores
 
 
 class Meter:
@@ -86,58 +57,60 @@ class Meter:
         """
         started = time.monotonic()
         requests = self.pilot if pilot else self.requests
-        recorders = {t: RecordingRouter(self.router) for t in thresholds}
         ids: dict[str, tuple[float, int]] = {}
         try:
-            for threshold, recorder in recorders.items():
+            for threshold in thresholds:
                 for place, request in enumerate(requests):
                     routing = dataclasses.replace(
                         request.routing,
-                        router=recorder,
+                        router=self.router,
                         threshold=threshold,
                         granularity=self.granularity,
                     )
                     name = f"{request.name} at threshold {threshold!r}"
                     id = self.engine.add_request(request.prompt, request.sampling, routing, name)
                     ids[id] = (threshold, place)
-            outputs = self._run(ids)
+            completions = self._run(ids)
         finally:
             for id in ids:  # interrupted: leave nothing behind
                 self.engine.abort(id)
-        points = [
-            _point(threshold, outputs[threshold], len(requests), recorder)
-            for threshold, recorder in recorders.items()
-        ]
+        points = [_point(t, completions[t], len(requests)) for t in dict.fromkeys(thresholds)]
         for point in points:
             self.report(point, time.monotonic() - started)
         return points
 
-    def _run(self, ids: dict[str, tuple[float, int]]) -> "Outputs":
-        outputs: Outputs = defaultdict(list)
+    def _run(self, ids: dict[str, tuple[float, int]]) -> dict[float, list[Completion]]:
+        completions: dict[float, list[Completion]] = defaultdict(list)
+        scores: dict[tuple[str, int], list[float]] = defaultdict(list)
         while self.engine.has_work:
             for event in self.engine.step():
-                if isinstance(event, FinishEvent):
-                    output, (threshold, place) = event.output, ids[event.request_id]
-                    if output.finish_reason == "error":
-                        raise EngineError(f"{event.request_id}: {output.error}")
-                    outputs[threshold].append((place, output))
-        return outputs
+                self._take(event, ids, scores, completions)
+        return completions
+
+    def _take(
+        self,
+        event: Event,
+        ids: dict[str, tuple[float, int]],
+        scores: dict[tuple[str, int], list[float]],
+        completions: dict[float, list[Completion]],
+    ) -> None:
+        key = (event.request_id, event.index)
+        if isinstance(event, TokenEvent):
+            if event.score is not None:
+                scores[key].append(event.score)
+            return
+        if event.output.finish_reason == "error":
+            raise EngineError(f"{event.request_id}: {event.output.error}")
+        threshold, place = ids[event.request_id]
+        completions[threshold].append((place, event.output, scores.pop(key, [])))
 
 
-Outputs = dict[float, list[tuple[int, RequestOutput]]]  # by threshold, with the prompts' places
-
-
-def _point(
-    threshold: float,
-    outputs: list[tuple[int, RequestOutput]],
-    num_requests: int,
-    recorder: RecordingRouter,
-) -> Measurement:
+def _point(threshold: float, completions: list[Completion], num_requests: int) -> Measurement:
     """Completions of one prompt count together: they are not drawn apart."""
     llm_tokens, tokens = np.zeros(num_requests, np.int64), np.zeros(num_requests, np.int64)
-    for place, output in outputs:
+    for place, output, _ in completions:
         llm_tokens[place] += output.stats.llm_tokens
         tokens[place] += len(output.token_ids)
-    parts = [scores.numpy() for scores in recorder.scores]
-    scores = np.sort(np.concatenate(parts)) if parts else np.empty(0)
-    return Measurement(threshold, llm_tokens, tokens, scores)
+    scores = np.sort(np.array([score for _, _, some in completions for score in some], float))
+    firsts = [(o.stats.llm_share, some) for _, o, some in completions if o.index == 0]
+    return Measurement(threshold, llm_tokens, tokens, scores, firsts)

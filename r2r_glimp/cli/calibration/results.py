@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from r2r_glimp.cli.calibration.labels import Labels
 from r2r_glimp.evaluation.cost import Parameters
 from r2r_glimp.routing.calibration import Measurement, ShareCurve, format_count
+from r2r_glimp.routing.drift import Traffic
 from r2r_glimp.routing.mixture import Mixture, Scale
 from r2r_glimp.routing.mlp import Threshold
 
@@ -93,6 +94,18 @@ class Outcome:
         return (
             f"{first.num_requests} {self.prompts}, routed per {route.granularity}, "
             f"answer by {route.answer_by}, {self.sampling}"
+        )
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What requests are like at the first threshold; None if these were too few to tell."""
+        point = self.found[0].point
+        return Traffic.measure(
+            [share for share, _ in point.firsts],
+            [scores for _, scores in point.firsts],
+            measured_on=self.calibrated_on,
+            threshold=point.threshold,
+            answer_by=self.route.answer_by,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def check_target(source: Path | None, target: Path, *, overwrite: bool) -> None:
 def store_checkpoint(
     outcome: Outcome, checkpoint: RouterCheckpoint, source: Path, target: Path, *, default: bool
 ) -> None:
-    """Write the checkpoint with its new thresholds and curve; text in its card stays.
+    """Write the checkpoint with its new thresholds, curve and traffic; text in its card stays.
 
     Args:
         default: the first threshold is to hold where a request names none.
@@ -50,7 +50,9 @@ def store_checkpoint(
     Raises:
         CheckpointError: it cannot be written.
     """
-    config = checkpoint.config
+    config, traffic = checkpoint.config, checkpoint.traffic
+    if default:  # what requests that name no threshold will be held against
+        traffic = outcome.traffic
     new = {found.name: found.to_threshold(outcome.calibrated_on) for found in outcome.found}
     changed = dataclasses.replace(
         config,
@@ -59,7 +61,11 @@ def store_checkpoint(
     )
     card = read_text(source / CARD) if (source / CARD).is_file() else render_card(config.to_dict())
     result = RouterCheckpoint(
-        changed, checkpoint.tensors, merge_curve(outcome, checkpoint), checkpoint.training_config
+        changed,
+        checkpoint.tensors,
+        merge_curve(outcome, checkpoint),
+        checkpoint.training_config,
+        traffic,
     )
     result.save_pretrained(target, overwrite=True)
     if card != render_card(config.to_dict()):  # someone has written in it
