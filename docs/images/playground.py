@@ -3,15 +3,9 @@
 `python -m docs.images.playground` from the repository root, with Chromium and its driver.
 """
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import httpx
-
-from r2r_glimp.serve.server import open_socket
+from r2r_glimp.serve.process import running_server
 from tests.browser import Browser, start_browser
 
 TARGET = Path(__file__).with_name("playground.png")
@@ -22,20 +16,10 @@ QUESTION = (
 
 
 def main() -> None:
-    with open_socket("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-    command = [sys.executable, "-m", "r2r_glimp", "serve", "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_ready(url)
-        with start_browser(1280, 940) as browser:
-            browser.prefer(prefers_color_scheme="light")
-            _use(browser, url)
-            browser.screenshot(TARGET)
-    finally:
-        server.terminate()
-        server.wait(60)
+    with running_server() as server, start_browser(1280, 900) as browser:
+        browser.prefer(prefers_color_scheme="light")
+        _use(browser, server.url)
+        browser.screenshot(TARGET)
     print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")
 
 
@@ -43,27 +27,12 @@ def _use(browser: Browser, url: str) -> None:
     """Ask the README's question, of the pair and of each model alone."""
     browser.open(url)
     browser.wait("document.querySelectorAll('#router option').length > 1")
-    browser.set("#granularity", "token")
-    browser.set("#rule", "threshold")
-    browser.set("#amount", 0.5)
+    browser.set("#granularity", "step")
     browser.set("#compare", True)
     browser.set("#question", QUESTION)
     browser.click("#send")
     browser.wait("document.querySelector('#status').textContent.startsWith('Done')")
     browser.point(".reasoning .t.llm")
-
-
-def _wait_ready(url: str, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if httpx.get(f"{url}/ready").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no server at {url}")
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def run(argv: list[str]) -> int:
         # The engine takes the interpreter back after every kernel; it shall not wait 5 ms for it.
         sys.setswitchinterval(0.0005)
         server = Server(create_app(service, limits), worker, drain_s=serving.drain)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # clients' garbage fills no log
         if not keys and serving.host not in _LOCAL:
             say("warning", f"{serving.host} is open to everybody who reaches it: there are no keys")
         host, port = sock.getsockname()[:2]

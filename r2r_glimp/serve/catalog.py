@@ -73,10 +73,14 @@ class Catalog:
         return [self._card(name) for name in self._roles]
 
     @property
+    def default(self) -> Route:
+        """How a request is routed that says nothing."""
+        return Route.resolve(self.routing, self.engine.router, shared=self.engine.shared)
+
+    @property
     def is_watched(self) -> bool:
-        """Whether requests that say nothing are held against a calibration."""
-        routing, router = self.routing, self.engine.router
-        return self.monitor(Route.resolve(routing, router, shared=self.engine.shared)) is not None
+        """Whether such requests are held against a calibration."""
+        return self.monitor(self.default) is not None
 
     @property
     def routers(self) -> list[str]:
@@ -189,14 +193,18 @@ class Catalog:
         pair, role = self.engine.pair, self._roles[name]
         models = [Path(pair.slm.name).name, Path(pair.llm.name).name]  # no folders to strangers
         root = " + ".join(models) if role == "pair" else models[role == "llm"]
-        return ModelCard.model_validate(
-            {
-                "id": name,
-                "created": self.created,
-                "object": "model",
-                "owned_by": "r2r_glimp",
-                "root": root,
-                "max_model_len": min(self.engine.room),
-                "routers": self.routers,
-            }
-        )
+        card: dict[str, Any] = {
+            "id": name,
+            "created": self.created,
+            "object": "model",
+            "owned_by": "r2r_glimp",
+            "root": root,
+            "max_model_len": min(self.engine.room),
+        }
+        if role == "pair":
+            route = self.default
+            default = {"router": route.router.name, "granularity": route.granularity}
+            if route.router.constant is None:
+                default["threshold"] = route.threshold
+            card |= {"routers": self.routers, "default_routing": default}
+        return ModelCard.model_validate(card)

@@ -26,6 +26,12 @@ STATUS: dict[type[R2RGlimpError], int] = {
     CheckpointError: 500,
     EngineError: 500,
 }
+# Statuses that the framework gives, in words that say what to do.
+_UNSAID = {
+    400: "the body cannot be read: it must be JSON in UTF-8, nested less than a thousand deep",
+    404: "there is no such path: /openapi.json lists them",
+    405: "this path does not take this method",
+}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -104,6 +110,10 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every exception of the app's routes in OpenAI's form."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException):
+            said = _UNSAID.get(error.status_code, str(error.detail))
+            where = f"{request.method:.20} {request.url.path!r:.100}"
+            error = HTTPException(error.status_code, f"{said} ({where})", error.headers)
         response = error_response(error)
         if isinstance(error, HTTPException) and error.headers:
             response.headers.update(error.headers)

@@ -7,23 +7,27 @@ SIGTERM or Ctrl-C ─▶ /ready says 503, new requests are refused
 
 import asyncio
 import errno
+import json
 import logging
 import resource
 import signal
 import socket
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from r2r_glimp.core import UsageError
-from r2r_glimp.serve.errors import Refusal
+from r2r_glimp.serve.errors import Refusal, error_body
 from r2r_glimp.serve.worker import Worker
 
 log = logging.getLogger("r2r_glimp.serve")
 
 LINGER_S = 3  # for connections whose client does not read, once all requests are answered
 MAX_HEAD = 256 * 2**10  # bytes of a request's head that are read at all
+HEAD_TIMEOUT_S = 30.0  # for a connection's first head to arrive
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -61,6 +65,32 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+class Connection(H11Protocol):
+    """A connection that is closed where no request comes, and whose garbage is answered in
+    OpenAI's form too."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._alarm = self.loop.call_later(HEAD_TIMEOUT_S, self._close_unused)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._alarm.cancel()
+        super().connection_lost(exc)
+
+    def _close_unused(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        body = json.dumps(error_body(Refusal(400, msg))).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))),
+                   ("Connection", "close")]  # fmt: skip
+        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn, with an end in good order.
 
@@ -73,7 +103,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, worker: Worker, *, drain_s: float) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             log_config=None,
             access_log=False,

@@ -243,6 +243,25 @@ def test_clients_that_leave_early(live: Live) -> None:
     assert live.chat().is_success
 
 
+def test_what_is_no_http_gets_an_error_too(live: Live) -> None:
+    for junk in (b"hello\r\n\r\n", b"GET /v1/models HTTP/1.1\r\n\r\n",
+                 b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n"):  # fmt: skip
+        with live.connect() as sock:
+            sock.sendall(junk)
+            head, _, body = b"".join(iter(lambda: sock.recv(2**16), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["message"]
+
+
+def test_a_connection_that_says_nothing_is_closed(live: Live, monkeypatch) -> None:
+    from r2r_glimp.serve import server
+
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.1)
+    with live.connect() as sock:
+        sock.sendall(b"GET /v1/mod")
+        assert sock.recv(1) == b""
+    assert live.http.get("/health").is_success
+
+
 def test_garbage_on_the_wire(live: Live) -> None:
     for junk in (b"\0" * 100, b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00", b"A" * 400_000):
         with live.connect() as sock:

@@ -203,6 +203,7 @@ def test_steps_are_cards(page: Browser) -> None:
         "return [...document.querySelectorAll('.steps .head')].map((h) => h.innerText)"
     )
     assert len(heads) == 5 and heads[0].startswith("Step 1") and "score" in heads[0]
+    assert all("0.001" in head for head in heads)  # the threshold, on its side of the score
     assert heads[4].startswith("Close")
     page.set("#granularity", "token")
     page.click("#again")
