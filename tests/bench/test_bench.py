@@ -60,6 +60,17 @@ def test_label(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line["name"].split(":")[0] for line in found["lines"]][:2] == ["respond", "compare"]
 
 
+def test_serve_is_compared_with_the_offline_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--requests", "3", "--clients", "2", "--tokens", "4", "--repeats", "1")
+    found = report(capsys, "serve", *few, "--device", "cpu", "--json")
+    offline, streamed, whole, *times = found["lines"]
+    assert offline["tokens_per_s"] > 0
+    for line in (streamed, whole):
+        assert line["ratios"]["the offline engine's tokens/s"] > 0
+    names = [f"{what}, p{p}" for what in ("first token", "between tokens") for p in (50, 90, 99)]
+    assert [line["name"] for line in times] == names
+
+
 def test_people_get_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     plot = tmp_path / "decode.svg"
     options = [*QUICK[:-1], "--no_peers", "--plot", str(plot), "--kernels", "torch"]
@@ -77,6 +88,7 @@ def test_people_get_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_p
         (["decode", "--repeats", "0"], "repeats=0 is out of range"),
         (["route", "--share", "2"], "share=2.0 is out of range"),
         (["decode", "--dtype", "auto"], "name one"),
+        (["serve", "--requests", "1"], "serve needs 2 requests"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(

@@ -164,10 +164,10 @@ async def client(
             elif kind == "half":
                 await _leave(port, case, content, rng, True, size=rng.randrange(len(content)))
             elif kind == "bad":
-                status, _ = await _ask(port, "/v1/chat/completions", rng.choice(BAD_BODIES))
+                status, _ = await exchange(port, "/v1/chat/completions", rng.choice(BAD_BODIES))
                 assert status in (400, 429), f"a bad body got {status}"
             else:
-                status, _ = await _ask(port, rng.choice(("/health", "/metrics", "/v1/models")))
+                status, _ = await exchange(port, rng.choice(("/health", "/metrics", "/v1/models")))
                 assert status == 200, f"a look got {status}"
             tally.counts[kind] += 1
         except (AssertionError, OSError, ValueError, KeyError, TimeoutError) as error:
@@ -176,7 +176,7 @@ async def client(
 
 async def _whole(port: int, case: Case, content: bytes, rng: random.Random, tally: Tally) -> None:
     while True:
-        status, answer = await _ask(port, case.path, content)
+        status, answer = await exchange(port, case.path, content)
         if status != 429:
             break
         tally.counts["refused (429)"] += 1
@@ -185,7 +185,7 @@ async def _whole(port: int, case: Case, content: bytes, rng: random.Random, tall
     tally.tokens += check(case, answer)
 
 
-async def _ask(port: int, path: str, content: bytes | None = None) -> tuple[int, bytes]:
+async def exchange(port: int, path: str, content: bytes | None = None) -> tuple[int, bytes]:
     """A whole answer: status and body."""
     async with asyncio.timeout(120):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -253,7 +253,7 @@ async def _run(server: ServerProcess, cases: list[Case], clients: int, seconds: 
             group.create_task(client(server.port, cases, random.Random(i), end, tally))
     watch.cancel()
     for _ in range(100):  # what was cancelled last is let go within a tick
-        _, metrics = await _ask(server.port, "/metrics")
+        _, metrics = await exchange(server.port, "/metrics")
         if b'kv_blocks{state="live"} 0.0' in metrics and b"num_requests_running 0.0" in metrics:
             break
         await asyncio.sleep(0.05)
@@ -261,7 +261,7 @@ async def _run(server: ServerProcess, cases: list[Case], clients: int, seconds: 
         tally.fail("KV blocks are still live")
     if b'request_errors_total{status="5' in metrics:
         tally.fail("the server counted answers with a status from 500 on")
-    status, _ = await _ask(server.port, "/health")
+    status, _ = await exchange(server.port, "/health")
     if status != 200:
         tally.fail("the server is not healthy")
     return tally

@@ -1,5 +1,6 @@
 """Bad input: the right status, OpenAI's error body, one line; never a 500, never a stack trace."""
 
+import asyncio
 import json
 import socket
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from tests.serve.conftest import HELLO, Live, eventually
+from tests.serve.soak import exchange
 
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
@@ -293,25 +295,23 @@ def test_keys(serve) -> None:
 
 def test_a_thousand_at_once(serve) -> None:
     """More than may wait are refused at once, each with its own answer; the others are served."""
-    import asyncio
-
-    import httpx
-
     live = serve(queue=100)
-    body = {"messages": HELLO, "max_tokens": 4}
+    body = json.dumps({"messages": HELLO, "max_tokens": 4}).encode()
 
-    async def ask():
-        limits = httpx.Limits(max_connections=1000)
-        async with httpx.AsyncClient(base_url=live.url, timeout=60, limits=limits) as client:
-            return await asyncio.gather(*(client.post(CHAT, json=body) for _ in range(1000)))
+    async def ask() -> list[tuple[int, bytes]]:
+        return await asyncio.gather(*(exchange(live.port, CHAT, body) for _ in range(1000)))
 
     replies = asyncio.run(ask())
-    served = [reply for reply in replies if reply.status_code == 200]
-    refused = [reply for reply in replies if reply.status_code != 200]
-    assert len(served) >= 116
-    for reply in refused:
-        assert check(reply, 429, "queue is full")["code"] == "queue_full"
-        assert reply.headers["retry-after"] == "1"
+    assert sum(status == 200 for status, _ in replies) >= 116
+    for status, answer in replies:
+        if status != 200:
+            assert status == 429 and json.loads(answer)["error"]["code"] == "queue_full"
     live.wait_idle()
+    slots = live.service.slots
+    slots.take(slots.size)
+    reply = live.chat()
+    check(reply, 429, "queue is full")
+    assert reply.headers["retry-after"] == "1"
+    slots.give(slots.size)
     check(live.chat(n=117), 400, "117", "116")
     eventually(lambda: live.metric("num_requests_running") == 0)

@@ -39,6 +39,14 @@ def slow_down(live: Live, seconds: float) -> None:
     live.worker.engine.step = lambda: (time.sleep(seconds), step())[1]
 
 
+def hold(live: Live) -> threading.Event:
+    """A gate before each tick, open at first."""
+    gate, step = threading.Event(), live.worker.engine.step
+    gate.set()
+    live.worker.engine.step = lambda: (gate.wait(20), step())[1]
+    return gate
+
+
 def poison(live: Live, token: int, monkeypatch, fault) -> None:
     """Let a fault befall the rows that hold a token."""
     for runner in set(live.worker.engine.runners):
@@ -136,9 +144,9 @@ def test_the_engines_death_is_told(serve) -> None:
 
 
 def test_a_stall_is_noticed_and_survived(serve) -> None:
-    live = serve(stall_s=0.2)
-    gate, step = threading.Event(), live.worker.engine.step
-    live.worker.engine.step = lambda: (gate.wait(20), step())[1]
+    live = serve(stall_s=1.0)
+    gate = hold(live)
+    gate.clear()
     waiting = in_thread(live.chat, **LONG)
     eventually(lambda: live.http.get("/health").status_code == 503)
     check(waiting(), 503, "stalled")
@@ -157,6 +165,7 @@ def test_out_of_blocks(serve) -> None:
     room = min(live.worker.engine.room)
     assert room < 512
     check(live.chat(max_tokens=room), 400, f"{room:,}")
+    slow_down(live, 0.005)  # so that they do run beside each other
     calls = [
         in_thread(live.chat, **SEEDED | {"seed": i % 4, "ignore_eos": True}) for i in range(12)
     ]
@@ -169,7 +178,15 @@ def test_out_of_blocks(serve) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_is_aborted_within_a_tick(serve, stream) -> None:
     live = serve()
-    slow_down(live, 0.03)
+    slow_down(live, 0.01)
+    engine, late, step = live.worker.engine, [], live.worker.engine.step
+
+    def watched():
+        tickets = {live.worker._tickets[s.request_id][0] for s in engine.running}
+        late.extend(tickets - live.worker.open)  # ticks that begin with a client gone
+        return step()
+
+    engine.step = watched
     body = json.dumps({"messages": HELLO, "stream": stream, "n": 3, **LONG}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     sock = live.connect()
@@ -177,9 +194,8 @@ def test_a_client_that_leaves_is_aborted_within_a_tick(serve, stream) -> None:
     eventually(lambda: len(live.worker.engine.running) == 3)
     eventually(lambda: len(live.worker.engine.running[0].tokens) > 2)
     sock.close()
-    before = time.monotonic()
     eventually(lambda: not live.worker.engine.running)
-    assert time.monotonic() - before < 0.2  # a few ticks, not 400
+    assert len(late) <= 1  # it may have left while the tick began
     live.wait_idle()
     assert live.metric('request_success_total{finished_reason="abort"}') == 3
 
@@ -189,7 +205,7 @@ def test_a_client_that_waits_in_the_queue_can_leave(serve) -> None:
     slow_down(live, 0.01)
     first = in_thread(live.chat, max_tokens=60, ignore_eos=True)
     eventually(lambda: len(live.worker.engine.running) == 1)
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx.TimeoutException):
         httpx.post(f"{live.url}/v1/chat/completions", json={"messages": HELLO}, timeout=0.1)
     assert first().is_success
     live.wait_idle()
@@ -197,13 +213,13 @@ def test_a_client_that_waits_in_the_queue_can_leave(serve) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_deadlines(serve, stream) -> None:
-    live = serve(deadline_s=0.3)
+    live = serve(deadline_s=1.0)
     slow_down(live, 0.03)
     if stream:
         error = live.events(**LONG)[-1]["error"]
-        assert error["code"] == "deadline_exceeded" and "0.3 s" in error["message"]
+        assert error["code"] == "deadline_exceeded" and "1 s" in error["message"]
     else:
-        assert check(live.chat(**LONG), 504, "0.3 s")["code"] == "deadline_exceeded"
+        assert check(live.chat(**LONG), 504, "1 s")["code"] == "deadline_exceeded"
     live.wait_idle()
 
 
@@ -218,13 +234,15 @@ def stream_lines(url, **body):
 
 def test_a_signal_lets_requests_finish_and_refuses_new_ones(serve) -> None:
     live = serve()
-    slow_down(live, 0.005)
-    lines = stream_lines(live.url, max_tokens=100)
+    gate = hold(live)
+    lines = stream_lines(live.url, max_tokens=300)
     got = [next(lines) for _ in range(3)]
+    gate.clear()
     live.server.handle_exit(signal.SIGTERM, None)
     eventually(lambda: live.http.get("/ready").status_code == 503)
     assert live.http.get("/health").json() == {"status": "draining"}
     check(live.chat(), 503, "shutting down")
+    gate.set()
     got += lines
     assert got[-1] == "[DONE]"
     # Sampled text may also run into the guard against loops, which is a stop.
@@ -284,7 +302,7 @@ def test_a_killed_client_and_sigterm(tmp_path, tokenizer, tiny_model) -> None:
         client.wait()
         client.stdout.close()
         eventually(lambda: live_blocks() == 0)
-        lines = stream_lines(server.url, max_tokens=200)
+        lines = stream_lines(server.url, max_tokens=1000)  # a second or more
         got = [next(lines)]
         server.process.send_signal(signal.SIGTERM)
         got += lines
