@@ -203,7 +203,10 @@ class Catalog:
         }
         if role == "pair":
             route = self.default
-            default = {"router": route.router.name, "granularity": route.granularity}
+            default: dict[str, Any] = {
+                "router": route.router.name,
+                "granularity": route.granularity,
+            }
             if route.router.constant is None:
                 default["threshold"] = route.threshold
             card |= {"routers": self.routers, "default_routing": default}

@@ -258,6 +258,8 @@ class Reply:
             "switches": stats.switches,
             "decisions": stats.decisions,
             "deferrals": stats.deferrals,
+            "draft_tokens": stats.draft_tokens,
+            "draft_accepted": stats.draft_accepted,
         }
 
     def _logprobs(self, written: list[Written], offset: int = 0) -> dict[str, Any] | None:

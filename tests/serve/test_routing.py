@@ -40,9 +40,23 @@ def test_granularity_and_answer(live: Live) -> None:
     assert routing_of(live, granularity="token")["decisions"] == 40
 
 
+def test_drafts_change_no_text(live: Live) -> None:
+    for body in (
+        {"model": "pair:llm"},
+        {"granularity": "step", "router": "random", "threshold": 0.8, "max_step_tokens": 8},
+    ):
+        alone, drafted = routing_of(live, **body), routing_of(live, **body, speculate=4)
+        assert drafted["tokens"] == alone["tokens"]
+        assert drafted["draft_tokens"] > 0 == alone["draft_tokens"]
+
+
 def test_a_trained_router_by_its_name(live: Live) -> None:
     """The names that a client may give lead to routers that are loaded; its curve gives a share."""
-    assert live.http.get("/v1/models").json()["data"][0]["routers"][-1] == "mlp"
+    pair, slm, _ = live.http.get("/v1/models").json()["data"]
+    assert pair["routers"][-1] == "mlp" and "routers" not in slm
+    # One that is trained for a granularity is not the default if the server was started otherwise.
+    default = {"router": "random", "granularity": "token", "threshold": 0.1}
+    assert pair["default_routing"] == default
     told = routing_of(live, router="mlp", target_llm_share=0.3)
     assert told["router"] == "mlp" and told["threshold"] == pytest.approx(0.4)
     assert routing_of(live, router="mlp")["threshold"] == 0.25
