@@ -94,6 +94,8 @@ def make_cases(rng: random.Random, count: int) -> list[Case]:
             "router": rng.choice(["entropy", "margin", "random", "slm", "llm"]),
             "granularity": rng.choice(["token", "step"]),
             "max_llm_share": rng.choice([None, None, 0.3]),
+            "answer_by": rng.choice([None, None, "slm", "llm", "router"]),
+            "speculate": rng.choice([0, 0, 4]),
         }
         if routing["router"] not in ("slm", "llm"):
             routing["threshold"] = rng.choice([0.1, 0.5])
