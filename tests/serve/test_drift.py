@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 
-from r2r_glimp.routing.drift import Traffic
+from r2r_glimp.routing.drift import DriftMonitor, Traffic
 from tests.serve.conftest import make_router
+from tests.serve.drift import like_calibration, make_engine, prose, watch
 
 # A calibration with which the babbling pair's requests never agree.
 ELSEWHERE = Traffic(
@@ -32,6 +33,16 @@ def test_drift_is_told_in_the_log_the_metrics_and_the_usage(serve, caplog) -> No
     assert live.metric('drift{router="mlp-token",what="llm_share"}') == 0
     assert live.metric(f'drift_recent{{router="mlp-token",what="{WHAT}"}}') < 0.9
     assert live.metric('drift_requests{router="mlp-token"}') == 13
+
+
+def test_the_bundled_router_knows_its_requests() -> None:
+    engine = make_engine()
+    traffic = engine.router.traffic
+    assert traffic is not None and traffic.threshold == engine.router.threshold("token")
+    monitor = DriftMonitor(traffic)
+    assert watch(engine, monitor, like_calibration(0), 120) is None
+    assert monitor.num_requests == 120
+    assert watch(engine, monitor, prose(), 300) is not None
 
 
 def test_only_what_was_routed_as_in_calibration_is_compared(serve) -> None:
