@@ -8,6 +8,7 @@ from labeling.sections import (
     BranchConfig,
     DrawConfig,
     EngineConfig,
+    RayConfig,
     ResponseConfig,
     SourceConfig,
     VerifierConfig,
@@ -18,7 +19,7 @@ from r2r_glimp.core import UsageError
 # What says where, how fast or how many, and changes no label. The models have fingerprints.
 _NOT_IDENTITY = (
     *("pair", "out", "device", "engine", "limit", "num_shards", "shard_index", "overwrite"),
-    *("json", "debug"),
+    *("executor", "ray", "json", "debug"),
 )
 _NOT_IDENTITY_OF_JUDGE = ("timeout_s", "retries", "concurrency", "api_key_env", "max_unparsable")
 
@@ -44,6 +45,8 @@ class LabelingConfig:
         hidden_layer: of which of the SLM's layers a row keeps the output, counted from 1; null is
             the last hidden state, after the final norm.
         engine: what the engine may use.
+        executor: local, one shard after another in this process, or ray, on a Ray cluster.
+        ray: settings of executor=ray.
         shard_size: questions of one shard, the unit that is finished or done again.
         limit: label only the first so many questions.
         num_shards: share the shards among so many processes, on one folder.
@@ -68,6 +71,8 @@ class LabelingConfig:
     top_k_logits: int = 32
     hidden_layer: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
+    executor: Literal["local", "ray"] = "local"
+    ray: RayConfig = field(default_factory=RayConfig)
     shard_size: int = 64
     limit: int | None = None
     num_shards: int = 1
@@ -87,6 +92,11 @@ class LabelingConfig:
             raise UsageError(
                 "verifier.kind=answer compares final answers, but branches.until="
                 f"{self.branches.until}: set it to answer, or choose the verifier judge"
+            )
+        if self.executor == "ray" and self.num_shards > 1:
+            raise UsageError(
+                f"num_shards={self.num_shards} shares the work among processes you start, and "
+                "executor=ray shares it itself: drop one of them"
             )
         if self.overwrite and self.num_shards > 1:
             raise UsageError(

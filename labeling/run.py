@@ -4,11 +4,11 @@ from typing import Any
 
 from labeling.build import build
 from labeling.config import LabelingConfig
-from labeling.executor import LocalExecutor
+from labeling.executor import Executor, open_executor
 from labeling.progress import meter
 from labeling.shards import Shard, ShardStore, plan
 from labeling.sources import load_questions
-from labeling.worker import FORMAT, Worker
+from labeling.worker import FORMAT
 from r2r_glimp.models import ModelPair
 
 
@@ -35,17 +35,18 @@ def run(config: LabelingConfig, pair: ModelPair | None = None) -> dict[str, Any]
             store.refuse_strangers()
         # Before models are loaded, which may take minutes.
         store.check({"format": FORMAT, "config": config.identity()})
-        worker = Worker(config, pair)
-        run_sha256 = store.start(worker.run)
-        mine = [s for s in shards if s.index % config.num_shards == config.shard_index]
-        missing = _missing(store, mine, run_sha256)
-        if missing:
-            _label(store, worker, mine, missing, run_sha256)
+        with open_executor(config, pair) as executor:
+            run_sha256 = store.start(executor.run)
+            mine = [s for s in shards if s.index % config.num_shards == config.shard_index]
+            missing = _missing(store, mine, run_sha256)
+            if missing:
+                _label(store, executor, mine, missing, run_sha256)
+            fingerprints = executor.fingerprints
         with store.lock_build():
             if _missing(store, shards, run_sha256):
                 return None
             entries = store.entries()
-            return build(store, config, [entries[s.index] for s in shards], worker.fingerprints)
+            return build(store, config, [entries[s.index] for s in shards], fingerprints)
 
 
 def _missing(store: ShardStore, shards: list[Shard], run_sha256: str) -> list[Shard]:
@@ -54,12 +55,14 @@ def _missing(store: ShardStore, shards: list[Shard], run_sha256: str) -> list[Sh
 
 
 def _label(
-    store: ShardStore, worker: Worker, mine: list[Shard], missing: list[Shard], run_sha256: str
+    store: ShardStore,
+    executor: Executor,
+    mine: list[Shard],
+    missing: list[Shard],
+    run_sha256: str,
 ) -> None:
     total = sum(len(shard.questions) for shard in mine)
     done = total - sum(len(shard.questions) for shard in missing)
     with meter(total, done) as shown:
-        worker.progress = shown.update
-        for entry in LocalExecutor(worker, run_sha256).map(missing):
+        for entry in executor.map(missing, run_sha256, shown):
             store.record(entry)
-            shown.finish_shard()

@@ -234,3 +234,38 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require(self.draft >= 0, "engine.draft", self.draft, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where a Ray cluster is, and what one of its workers needs. The folder `out`, the pair and the
+    source must be reachable from every node by the same names.
+
+    Args:
+        address: HOST:PORT of the cluster, or auto for the one this machine belongs to; null starts
+            Ray on this machine, for this run.
+        workers: how many load the pair and label; null is as many as the cluster has room for.
+        cpus: CPU cores of one worker; its models compute with so many threads.
+        gpus: GPUs of one worker; part of one where several workers share it.
+        resources: custom resources of one worker, such as {h100: 1}.
+        retries: how often a shard is begun again after its worker died.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.workers is None or self.workers >= 1, "ray.workers", self.workers, "1 or more")
+        least = {"cpus": self.cpus, "gpus": self.gpus, "retries": self.retries, **self.resources}
+        for name, value in least.items():
+            require(value >= 0, f"ray.{name}", value, "0 or more")
+        require(any(self.needs.values()), "ray.cpus", self.cpus, "a worker must need something")
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What one worker occupies, by Ray's names."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}

@@ -91,10 +91,14 @@ class ShardStore:
                 yield
             return
         with self._hold(".lock", fcntl.LOCK_EX):
-            for leftover in self.out.rglob("*.partial"):
-                if leftover.is_file():  # of a process that was killed
-                    leftover.unlink()
+            self.sweep()
             yield
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half written; nobody may be writing."""
+        for leftover in self.out.rglob("*.partial"):
+            if leftover.is_file():
+                leftover.unlink()
 
     @contextmanager
     def lock_build(self) -> Iterator[None]:
