@@ -1,0 +1,258 @@
+"""Client: many requests at once over one pool of connections, from a thread of its own.
+
+    submit ──▶ future      try, wait, try again; a time-out ends each try, the breaker ends them all
+"""
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from r2r_glimp.core import EngineError, UsageError
+from r2r_glimp.remote.api import Ask, BrokenReply, Completions, Reply, SGLang, Text, parse_json
+from r2r_glimp.remote.breaker import Breaker
+from r2r_glimp.remote.spec import RemoteSpec
+
+try:
+    import aiohttp
+except ImportError:  # an extra; `Client` says so
+    aiohttp = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 30.0
+_AGAIN = (408, 409, 425, 429)  # and every 5xx
+_MAX_REPLY = 64 * 2**20
+
+
+class RemoteError(EngineError):
+    """A server did not do what it was asked to; one line says why."""
+
+
+class Refused(RemoteError):
+    """A server's answer that no second try would change; `status` is HTTP's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Again(Exception):
+    """A try that failed in a way that may pass."""
+
+    def __init__(self, problem: str, after_s: float | None = None) -> None:
+        super().__init__(problem)
+        self.after_s = after_s
+
+
+class Client:
+    """Asks one server.
+
+    Args:
+        spec: where it is.
+
+    Raises:
+        UsageError: aiohttp is not installed, or the key's variable is not set.
+    """
+
+    def __init__(self, spec: RemoteSpec) -> None:
+        if aiohttp is None:
+            raise UsageError(
+                "a model behind a URL needs aiohttp, which is not installed: "
+                "pip install 'r2r_glimp[remote]'"
+            )
+        self.spec = spec
+        key = spec.key()
+        self._headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self.breaker = Breaker()
+        self.num_tries = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: Any = None
+        self._lock = threading.Lock()
+
+    def submit(
+        self, ask: Ask, dialect: Completions | SGLang | Text, model: str, vocab_size: int
+    ) -> Future[Reply]:
+        """Have something written; a failure is a RemoteError of one line."""
+        return self._start(self._ask(ask, dialect, model, vocab_size))
+
+    def get(self, url: str) -> Any:
+        """JSON of a GET; waits for it, with retries.
+
+        Raises:
+            RemoteError: it is not to be had.
+        """
+        return self._start(self._persist("GET", url, None)).result()
+
+    def post(self, url: str, body: Any) -> Any:
+        """JSON of a POST; waits for it, with retries.
+
+        Raises:
+            RemoteError: it is not to be had.
+        """
+        return self._start(self._persist("POST", url, body)).result()
+
+    def close(self) -> None:
+        """Drop the connections; what is under way is cancelled."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._shut(), loop).result(5)
+            loop.call_soon_threadsafe(loop.stop)
+
+    # ------------------------------------------------------------------ the thread
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                # A daemon, so that an interrupted run ends at once and not with its last request.
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _shut(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open_session(self) -> Any:
+        if self._session is None:
+            self._slots = asyncio.Semaphore(self.spec.concurrency)  # waiting for one is no delay
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=self.spec.timeout_s),
+                read_bufsize=2**20,
+            )
+        return self._session
+
+    async def _ask(
+        self, ask: Ask, dialect: Completions | SGLang | Text, model: str, vocab_size: int
+    ) -> Reply:
+        url, body = dialect.path(self.spec.url), dialect.body(ask, model)
+        if isinstance(dialect, Text):
+            return await self._keep_trying(lambda: self._stream(url, body, ask, dialect))
+        ids = dialect
+
+        async def once() -> Reply:
+            reply = parse_json(await self._exchange("POST", url, body))
+            return ids.parse(reply, ask, vocab_size)
+
+        return await self._keep_trying(once)
+
+    async def _persist(self, method: str, url: str, body: Any) -> Any:
+        async def once() -> Any:
+            return parse_json(await self._exchange(method, url, body))
+
+        return await self._keep_trying(once)
+
+    async def _keep_trying(self, once: Any) -> Any:
+        """The result of a try; RemoteError when enough have failed."""
+        wait_s = self.breaker.wait_s()
+        if wait_s is not None:
+            raise RemoteError(
+                f"{self.spec.url} did not answer the last requests and is left alone for "
+                f"{wait_s:.0f} s more"
+            )
+        problem = ""
+        try:
+            for attempt in range(self.spec.retries + 1):
+                try:
+                    self.num_tries += 1
+                    result = await once()
+                    self.breaker.succeed()
+                    return result
+                except _Again as again:
+                    problem, after_s = str(again), again.after_s
+                except BrokenReply as broken:
+                    problem, after_s = str(broken), None
+                except Refused:
+                    self.breaker.succeed()  # it is there, and says no
+                    raise
+                if attempt < self.spec.retries:
+                    wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
+                    wait_s *= random.uniform(0.75, 1.25)  # not all at once again
+                    await asyncio.sleep(min(LONGEST_WAIT_S, after_s) if after_s else wait_s)
+        except asyncio.CancelledError:
+            self.breaker.leave()
+            raise
+        self.breaker.fail()
+        tries = f"{self.spec.retries + 1} tries" if self.spec.retries else "1 try"
+        raise RemoteError(f"{self.spec.url} cannot be used: {problem} ({tries})")
+
+    async def _exchange(self, method: str, url: str, body: Any) -> bytes:
+        """One request, its whole answer."""
+        return await self._request(method, url, body, lambda response: _read_all(response))
+
+    async def _stream(self, url: str, body: Any, ask: Ask, dialect: Text) -> Reply:
+        """One request, its stream up to where it is enough; then the connection is closed."""
+
+        async def read(response: Any) -> Reply:
+            reply = Reply()
+            async for line in response.content:
+                if dialect.read(line.decode("utf-8", "replace").rstrip("\r\n"), ask, reply):
+                    return reply
+            raise _Again("the stream broke off")
+
+        return await self._request("POST", url, body, read)
+
+    async def _request(self, method: str, url: str, body: Any, read: Any) -> Any:
+        late = f"no answer within {self.spec.timeout_s:g} s"
+        try:
+            session = self._open_session()
+            async with (
+                self._slots,
+                session.request(method, url, json=body, allow_redirects=False) as response,
+            ):
+                if response.status != 200:
+                    await self._refuse(response)
+                return await read(response)
+        except TimeoutError:
+            raise _Again(late) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if isinstance(error, BrokenReply):
+                raise
+            raise _Again(_reason(error)) from None
+
+    async def _refuse(self, response: Any) -> None:
+        text = " ".join((await response.content.read(2000)).decode("utf-8", "replace").split())
+        problem = f"HTTP {response.status} {text[:200] or response.reason}"
+        if response.status in _AGAIN or response.status >= 500:
+            raise _Again(problem, _retry_after(response))
+        raise Refused(f"{self.spec.url} refuses: {problem}", response.status)
+
+
+async def _read_all(response: Any) -> bytes:
+    data: bytes = await response.content.read(_MAX_REPLY)
+    while not response.content.at_eof():
+        more = await response.content.read(_MAX_REPLY)
+        data += more
+        if len(data) > _MAX_REPLY:
+            raise BrokenReply(f"its answer is longer than {_MAX_REPLY:,} bytes")
+    return data
+
+
+def _reason(error: BaseException) -> str:
+    """`Connection refused` rather than where in whose library."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    os_error = getattr(error, "os_error", None)
+    if os_error is not None and os_error.strerror:
+        text = os_error.strerror
+    return " ".join(str(text).split())[:200]
+
+
+def _retry_after(response: Any) -> float | None:
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", "")))
+    except ValueError:
+        return None
