@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Granularity = Literal["token", "step"]
 AnswerBy = Literal["slm", "llm", "router"]
-FinishReason = Literal["stop", "length", "abort", "error", "repetition"]
+FinishReason = Literal["stop", "length", "abort", "error", "repetition", "llm_unavailable"]
 
 
 class R2RGlimpError(Exception):
@@ -289,6 +289,7 @@ class Stats:
     preemptions: int = 0
     draft_tokens: int = 0
     draft_accepted: int = 0
+    llm_unavailable: int = 0  # spans that the SLM wrote because the LLM's server did not
     elapsed_s: float = 0.0
 
     @property

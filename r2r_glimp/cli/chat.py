@@ -255,7 +255,12 @@ class Chat:
         from r2r_glimp.routing.policy import Route
 
         return describe_route(
-            Route.resolve(self.routing, self.router, shared=self.engine.pair.same_vocabulary)
+            Route.resolve(
+                self.routing,
+                self.router,
+                shared=self.engine.pair.same_vocabulary,
+                apart=self.engine.pair.apart,
+            )
         )
 
     def _stats(self) -> str:

@@ -135,7 +135,9 @@ def _submit(engine: "Engine", batch: Batch, options: Namespace) -> "Route | None
                 prompt = as_messages(request, options.system)
             engine.add_request(prompt, request.sampling, routing, request_id=request.name)
             accepted.append(request)
-            route = Route.resolve(routing, router, shared=engine.pair.same_vocabulary)
+            route = Route.resolve(
+                routing, router, shared=engine.pair.same_vocabulary, apart=engine.pair.apart
+            )
         except R2RGlimpError as error:
             if request.line is None:
                 raise

@@ -15,6 +15,7 @@ from r2r_glimp.cli.errors import say
 from r2r_glimp.cli.parser import Parser, pick
 from r2r_glimp.core import RoutingParams, SamplingParams, UsageError
 from r2r_glimp.models.presets import read_preset
+from r2r_glimp.remote.spec import is_remote
 from r2r_glimp.routing.steps import delimiter_pattern
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class PairOptions:
     Args:
         pair: a name (configs/pairs/NAME.yaml) or a YAML file; `abacus` unless --slm and --llm are.
         slm: folder or Hub id of the small model, in place of the pair's; together with --llm.
-        llm: folder or Hub id of the large model, in place of the pair's; together with --slm.
+        llm: folder or Hub id of the large model, in place of the pair's; together with --slm. Or
+            URL#NAME of a server's, which may stand alone.
         device: auto, cpu, cuda or cuda:N; two, for SLM and LLM, with a comma between them.
         dtype: auto, float32, bfloat16 or float16; two with a comma between them.
         revision: branch, tag or commit of Hub repositories; two with a comma between them.
@@ -113,7 +115,7 @@ def read_params(options: Namespace) -> tuple[SamplingParams, RoutingParams]:
         UsageError: a value is out of range, or options contradict each other.
     """
     pair, router = pick(PairOptions, options), pick(RouterOptions, options)
-    if (pair.slm is None) != (pair.llm is None):
+    if (pair.slm is None) != (pair.llm is None) and not is_remote(pair.llm):
         given, missing = ("slm", "llm") if pair.llm is None else ("llm", "slm")
         raise UsageError(f"--{given} stands alone: give --{missing} too, or only --pair")
     if router.entropy_top_k is not None and router.router != "entropy":
@@ -186,6 +188,9 @@ def pair_arguments(options: PairOptions) -> dict[str, Any]:
             k: v for k, v in arguments.items() if k in ("device", "dtype", "trust_remote_code")
         }
         arguments |= {"slm": options.slm, "llm": options.llm}
+    elif options.llm is not None:  # a server instead of the preset's LLM
+        arguments = {k: v for k, v in arguments.items() if k != "llm_adapters"}
+        arguments["llm"] = options.llm
     for name in ("device", "dtype", "revision"):
         value = getattr(options, name)
         if value is not None:
@@ -242,7 +247,8 @@ def _announce_fetching(arguments: dict[str, Any]) -> None:
     for role, revision in zip(("slm", "llm"), revisions, strict=True):
         name = arguments[role]
         if (
-            not Path(name).expanduser().exists()
+            not is_remote(name)
+            and not Path(name).expanduser().exists()
             and name.count("/") == 1
             and not name.startswith((".", "/", "~"))
         ):

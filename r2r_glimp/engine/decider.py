@@ -2,11 +2,12 @@
 
 import torch
 
-from r2r_glimp.core import Decision, Model
+from r2r_glimp.core import Decision, Model, UsageError
 from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.models.pair import LoadedModel
+from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.routing.policy import Turn
 from r2r_glimp.routing.routers import Router, named_router
 from r2r_glimp.routing.signals import Signals
@@ -20,7 +21,7 @@ class Decider:
         runner: the SLM's, which keeps the layers that routers look at.
     """
 
-    def __init__(self, slm: LoadedModel, runner: ModelRunner) -> None:
+    def __init__(self, slm: LoadedModel | RemoteModel, runner: ModelRunner) -> None:
         self.slm = slm
         self.runner = runner
         self._named: dict[str, Router] = {}
@@ -39,6 +40,11 @@ class Decider:
             return self._named[router]
         bind = getattr(router, "bind", None)
         if bind is not None:
+            if isinstance(self.slm, RemoteModel):
+                raise UsageError(
+                    f"router {router.name!r} looks inside the SLM, and {self.slm.name} is behind a "
+                    "server: choose entropy, margin or random"
+                )
             bind(self.slm)
         if router.hidden_layer is not None:
             self.runner.keep_layer(router.hidden_layer)

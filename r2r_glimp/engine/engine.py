@@ -24,13 +24,15 @@ from r2r_glimp.engine.intake import Intake
 from r2r_glimp.engine.memory import num_blocks_for, parse_bytes
 from r2r_glimp.engine.passes import Passes
 from r2r_glimp.engine.prompts import EncodedPrompt, encode_prompt
+from r2r_glimp.engine.remote import RemoteRunner, RemoteTurns
 from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.engine.tick import Tick
 from r2r_glimp.engine.writer import Writer
 from r2r_glimp.kv.manager import KVManager
-from r2r_glimp.models.pair import ModelPair
+from r2r_glimp.models.pair import LoadedModel, ModelPair
+from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.routing.routers import Router
 from r2r_glimp.routing.tags import find_tags
 
@@ -75,14 +77,14 @@ class Engine:
         self.pair = pair
         self.shared = pair.same_vocabulary
         # One runner each, unless both roles are played by one loaded model.
-        slm = ModelRunner(pair.slm, kernels)
-        self.runners = (slm, slm if pair.llm is pair.slm else ModelRunner(pair.llm, kernels))
+        slm = _make_runner(pair.slm, kernels)
+        self.runners = (slm, slm if pair.llm is pair.slm else _make_runner(pair.llm, kernels))
         for model in Model:
             log.info("%s: %s", model.name, self.runners[model].paths)
         self.decider = Decider(pair.slm, slm)
         self.router = self.decider.load(router)
         bytes_per_token = sum(runner.kv_bytes_per_token for runner in self.runners)
-        num_blocks = num_blocks_for(parse_bytes(kv_memory), bytes_per_token)
+        num_blocks = num_blocks_for(parse_bytes(kv_memory), bytes_per_token) if pair.local else 0
         for runner in self.runners:
             runner.allocate(num_blocks)
         self.kv = KVManager(num_blocks, shared=self.shared, prefix_cache=prefix_cache)
@@ -91,6 +93,7 @@ class Engine:
         self.intake = Intake(pair, self.tags, self.kv.capacity)
         self.scheduler = Scheduler(self.kv, max_batch=max_batch, max_batch_tokens=max_batch_tokens)
         self.writer = Writer(pair, self.tags, self.scheduler, self.room)
+        remote = RemoteTurns(pair, self.decider, self.writer, self.room)
         passes = Passes(self.runners, self.scheduler, self.writer)
         self.tick = Tick(
             scheduler=self.scheduler,
@@ -98,6 +101,7 @@ class Engine:
             decider=self.decider,
             drafter=Drafter(passes, self.scheduler, min(self.room)),
             writer=self.writer,
+            remote=remote,
             llm_min_batch=llm_min_batch,
             llm_max_wait=llm_max_wait,
         )
@@ -241,6 +245,10 @@ class Engine:
 
 
 T = TypeVar("T")
+
+
+def _make_runner(model: LoadedModel | RemoteModel, kernels: str) -> ModelRunner:
+    return RemoteRunner(model) if isinstance(model, RemoteModel) else ModelRunner(model, kernels)
 
 
 def _one_each(name: str, values: T | list[T], count: int) -> list[T]:

@@ -30,7 +30,10 @@ class Intake:
         self.capacity = capacity
         # A config tells its context only slowly.
         self._contexts = [pair[m].context_length for m in Model]
-        self.room = [min(context, capacity) for context in self._contexts]
+        held = pair.local if not pair.same_vocabulary else Model if pair.local else ()
+        self.room = [
+            min(c, capacity) if m in held else c for m, c in zip(Model, self._contexts, strict=True)
+        ]
         self._arrivals = 0
 
     def sequences(
@@ -51,11 +54,10 @@ class Intake:
             UsageError: the request cannot run.
         """
         shared = self.pair.same_vocabulary
-        route = Route.resolve(routing, router, shared=shared)
+        route = Route.resolve(routing, router, shared=shared, apart=self.pair.apart)
         if routing.speculate and not shared:
-            raise UsageError(
-                "speculate needs one vocabulary, and the tokenizers of this pair differ"
-            )
+            raise UsageError(f"speculate needs one vocabulary, and {self.pair.apart}")
+        self._check_remote(sampling, routing)
         prompts = (prompt.slm, prompt.llm)
         self._check_room(prompts, sampling)
         if request_id is None:
@@ -86,10 +88,23 @@ class Intake:
                 logprobs=None if sampling.logprobs is None else [],
                 trace={} if routing.trace else None,
                 draft_length=routing.speculate,
+                planes=self.pair.local,
             )
             self._arrivals += 1
             sequences.append(sequence)
         return sequences
+
+    def _check_remote(self, sampling: SamplingParams, routing: RoutingParams) -> None:
+        """Raises UsageError for what needs a model's logits, and the model is behind a server."""
+        if len(self.pair.local) == len(Model):
+            return
+        wanted = {
+            "speculate": routing.speculate > 0,
+            "logprobs": sampling.logprobs is not None,
+        }
+        for name, is_wanted in wanted.items():
+            if is_wanted:
+                raise UsageError(f"{name} needs both models here, and one is behind a server")
 
     def _check_room(self, prompts: tuple[list[int], list[int]], sampling: SamplingParams) -> None:
         """Raises UsageError if a prompt's tokens, or what it may write, do not fit."""
@@ -101,7 +116,7 @@ class Intake:
                     f"the {model.name}'s context only {context:,}"
                 )
             wanted = len(ids) + min(sampling.max_tokens or context, context - len(ids))
-            if wanted > self.capacity:
+            if model in self.pair.local and wanted > self.capacity:
                 raise UsageError(
                     f"kv_memory is too small for one request: it may take {wanted:,} tokens "
                     f"(prompt and max_tokens), {self.capacity:,} fit; raise --kv_memory "

@@ -54,6 +54,7 @@ class Scheduler:
                 sequence.num_computed[model] = filled
             sequence.stats.prefix_hits += sequence.num_computed[Model.SLM]
             self.running.append(self.waiting.popleft())
+            sequence.runs = True
             self.running.sort(key=lambda s: s.arrival)
 
     def schedule(self, model: Model, candidates: list[Sequence]) -> list[tuple[Sequence, Row]]:
@@ -126,3 +127,4 @@ class Scheduler:
         for timeline, model in sequence.distinct_timelines:
             self.kv.free(timeline, model, forget=forget)
         sequence.num_computed = [0, 0]
+        sequence.runs = False

@@ -1,6 +1,7 @@
 """Sequence: the state of one completion while it runs."""
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,18 @@ from r2r_glimp.core import (
     TokenLogprob,
 )
 from r2r_glimp.engine.detokenizer import Detokenizer
-from r2r_glimp.routing.policy import Policy
+from r2r_glimp.remote.api import Ask, Reply
+from r2r_glimp.routing.policy import Policy, Turn
+
+
+@dataclass(slots=True)
+class Pending:
+    """A turn that a server was asked for."""
+
+    model: Model
+    turn: Turn
+    future: Future[Reply]
+    ask: Ask
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +48,9 @@ class Sequence:
     detokenizers: tuple[Detokenizer, Detokenizer]
     eos_ids: tuple[frozenset[int], frozenset[int]]
     max_tokens: int
+    planes: tuple[Model, ...] = tuple(Model)  # the models whose KV is here
+    runs: bool = False  # admitted, and neither preempted nor ended since
+    pending: Pending | None = None
     num_computed: list[int] = field(default_factory=lambda: [0, 0])
     tokens: list[int] = field(default_factory=list)  # generated, ids of whoever wrote them
     sources: list[Model] = field(default_factory=list)
@@ -64,14 +79,9 @@ class Sequence:
         return self.trace is not None and self.shared
 
     @property
-    def runs(self) -> bool:
-        """Whether it holds blocks: admitted, and neither preempted nor ended since."""
-        return bool(self.timelines[0].blocks)
-
-    @property
     def distinct_timelines(self) -> list[tuple[Timeline, Model]]:
-        """Each timeline once, with a model that reads it."""
-        models = [Model.SLM] if self.shared else list(Model)
+        """Each timeline that has KV here once, with a model that reads it."""
+        models = self.planes[:1] if self.shared else self.planes
         return [(self.timelines[m], m) for m in models]
 
     def drop_drafts(self) -> list[int]:

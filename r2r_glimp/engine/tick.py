@@ -12,6 +12,7 @@ from r2r_glimp.core import Model
 from r2r_glimp.engine.decider import Decider
 from r2r_glimp.engine.drafter import Drafter
 from r2r_glimp.engine.passes import Computed, Passes
+from r2r_glimp.engine.remote import RemoteTurns
 from r2r_glimp.engine.runner import Rows
 from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
 from r2r_glimp.engine.scheduler import Scheduler
@@ -24,7 +25,7 @@ class Tick:
     """Admits, runs both models once at most, and has written what they say.
 
     Args:
-        scheduler, passes, decider, drafter, writer: the engine's.
+        scheduler, passes, decider, drafter, writer, remote: the engine's.
         llm_min_batch: the LLM runs when this many rows wait for it,
         llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
     """
@@ -37,6 +38,7 @@ class Tick:
         decider: Decider,
         drafter: Drafter,
         writer: Writer,
+        remote: RemoteTurns,
         llm_min_batch: int,
         llm_max_wait: int,
     ) -> None:
@@ -45,6 +47,7 @@ class Tick:
         self.decider = decider
         self.drafter = drafter
         self.writer = writer
+        self.remote = remote
         self.llm_min_batch = llm_min_batch
         self.llm_max_wait = llm_max_wait
 
@@ -52,11 +55,15 @@ class Tick:
         """One tick."""
         self.scheduler.admit()
         running = self.scheduler.running
-        slm = [s for s in running if s.policy.turn is not Turn.LLM]
-        if slm:
+        slm = [s for s in running if s.policy.turn is not Turn.LLM and s.pending is None]
+        if self.remote.has(Model.SLM):
+            self.remote.ask(Model.SLM, slm)
+        elif slm:
             self._advance(Model.SLM, slm)
-        llm = [s for s in running if s.policy.turn is Turn.LLM]
-        if llm and (
+        llm = [s for s in running if s.policy.turn is Turn.LLM and s.pending is None]
+        if self.remote.has(Model.LLM):
+            self.remote.ask(Model.LLM, llm)
+        elif llm and (
             len(llm) == len(running)
             or len(llm) >= self.llm_min_batch
             or max(s.ticks_waiting for s in llm) >= self.llm_max_wait
@@ -67,6 +74,7 @@ class Tick:
         else:
             for sequence in llm:
                 sequence.ticks_waiting += 1
+        self.remote.write(running, idle=all(s.pending is not None for s in running))
 
     def _advance(self, model: Model, candidates: list[Sequence]) -> None:
         """Run one model over as many of the sequences as fit a forward pass; write what it says."""

@@ -159,6 +159,10 @@ class Writer:
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         if sequence.looped and reason in ("stop", "length"):
             reason = "repetition"
+        elif sequence.stats.llm_unavailable and reason in ("stop", "length"):
+            reason = "llm_unavailable"
+        if sequence.pending is not None:
+            sequence.pending.future.cancel()
         if sequence.end is None:
             last = sequence.sources[-1] if sequence.sources else Model.SLM
             sequence.text += sequence.detokenizers[last].flush()

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,16 @@ def load_model(
     return model, tokenizer, fingerprint
 
 
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or Hub id alone, whose weights are elsewhere.
+
+    Raises:
+        CheckpointError: it is missing or broken, or a slow one.
+    """
+    folder, _ = locate(name, only_tokenizer=True)
+    return _load_tokenizer(folder, None, trust_remote_code=False)
+
+
 def require_fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:
     """The tokenizer itself; raises CheckpointError if it is a slow one."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -129,7 +140,7 @@ def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def _load_tokenizer(
-    folder: Path, config: PreTrainedConfig, trust_remote_code: bool
+    folder: Path, config: PreTrainedConfig | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerFast:
     with _one_line(f"the tokenizer of {folder} cannot be loaded"), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(

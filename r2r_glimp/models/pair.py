@@ -1,7 +1,7 @@
 """The two models of a pair, loaded; how they compute is the engine's business."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from r2r_glimp.models.loading import load_model, make_fingerprint, require_fast
 from r2r_glimp.models.placement import per_model, resolve_device, resolve_dtype
 from r2r_glimp.models.presets import read_preset
 from r2r_glimp.models.vocabulary import same_vocabulary
+from r2r_glimp.remote.model import RemoteModel
+from r2r_glimp.remote.spec import RemoteSpec, is_remote
+
+Place = str | os.PathLike[str] | Mapping[str, Any] | RemoteSpec
 
 
 @dataclass(slots=True, eq=False)
@@ -90,27 +94,49 @@ class LoadedModel:
 
 @dataclass(slots=True, eq=False)
 class ModelPair:
-    """The SLM and the LLM. Both may be the same object: the same checkpoint is loaded once."""
+    """The SLM and the LLM. Both may be the same object: the same checkpoint is loaded once. Either
+    may be behind a server."""
 
-    slm: LoadedModel
-    llm: LoadedModel
+    slm: LoadedModel | RemoteModel
+    llm: LoadedModel | RemoteModel
     _same_vocabulary: bool | None = field(default=None, init=False, repr=False)
 
-    def __getitem__(self, model: Model) -> LoadedModel:
+    def __getitem__(self, model: Model) -> LoadedModel | RemoteModel:
         return self.llm if model else self.slm
 
     @property
+    def local(self) -> tuple[Model, ...]:
+        """The models that are computed here."""
+        return tuple(m for m in Model if isinstance(self[m], LoadedModel))
+
+    @property
     def same_vocabulary(self) -> bool:
-        """True if every token has the same id in both, however far the embeddings are padded."""
+        """True if both read the same token ids: every token has the same id in both, however far
+        the embeddings are padded, and a server takes and gives ids."""
         if self._same_vocabulary is None:  # compared once: it takes a tenth of a second
-            self._same_vocabulary = same_vocabulary(self.slm.tokenizer, self.llm.tokenizer)
+            same = all(not isinstance(one, RemoteModel) or one.no_ids is None for one in self)
+            same = same and not isinstance(self.slm, RemoteModel)
+            self._same_vocabulary = same and same_vocabulary(self.slm.tokenizer, self.llm.tokenizer)
         return self._same_vocabulary
+
+    @property
+    def apart(self) -> str:
+        """Why the models do not read the same token ids, as the end of a sentence."""
+        for one in self:
+            if isinstance(one, RemoteModel) and one.no_ids is not None:
+                return f"{one.name} cannot share it: {one.no_ids}"
+        if isinstance(self.slm, RemoteModel):
+            return "an SLM behind a server is asked once for a step, not for every token"
+        return "the tokenizers of this pair differ"
+
+    def __iter__(self) -> Iterator[LoadedModel | RemoteModel]:
+        return iter((self.slm, self.llm))
 
     @classmethod
     def from_pretrained(
         cls,
-        slm: str | os.PathLike[str],
-        llm: str | os.PathLike[str],
+        slm: Place,
+        llm: Place,
         *,
         device: str | Mapping[str, str] | Sequence[str] = "auto",
         dtype: str | Mapping[str, str] | Sequence[str] = "auto",
@@ -123,8 +149,9 @@ class ModelPair:
         `{"slm": ..., "llm": ...}` or a pair.
 
         Args:
-            slm: folder or Hub id of the small model.
-            llm: folder or Hub id of the large model.
+            slm: folder or Hub id of the small model; or where its server is: a `RemoteSpec`, a
+                mapping of its fields, or `URL#MODEL`.
+            llm: the same of the large model.
             device: auto, cpu, cuda or cuda:N.
             dtype: auto (what the checkpoint says), float32, bfloat16 or float16.
             revision: branch, tag or commit of a Hub repository.
@@ -135,12 +162,15 @@ class ModelPair:
         Raises:
             UsageError: an argument makes no sense here, or a package is not installed.
             CheckpointError: a model or adapter is missing, broken, unsafe or does not fit.
-            EngineError: a device has too little memory.
+            EngineError: a device has too little memory, or a server does not answer.
         """
+        specs = [_remote(one, m) for one, m in zip((slm, llm), Model, strict=True)]
         devices = [resolve_device(d) for d in per_model("device", device, "auto")]
         dtypes = [resolve_dtype(d) for d in per_model("dtype", dtype, "auto")]
         revisions = per_model("revision", revision, None)
-        names = (os.fspath(slm), os.fspath(llm))
+        names = [
+            "" if spec else os.fspath(one) for one, spec in zip((slm, llm), specs, strict=True)
+        ]
         adapters = (_names("slm_adapters", slm_adapters), _names("llm_adapters", llm_adapters))
         wanted = [
             {
@@ -152,13 +182,27 @@ class ModelPair:
             for m in Model
         ]
 
-        def load(model: Model) -> LoadedModel:
-            loaded = load_model(names[model], trust_remote_code=trust_remote_code, **wanted[model])
-            return LoadedModel(*loaded)
+        def load(model: Model, other: PreTrainedTokenizerFast | None) -> LoadedModel | RemoteModel:
+            spec = specs[model]
+            if spec is None:
+                name, code = names[model], trust_remote_code
+                return LoadedModel(*load_model(name, trust_remote_code=code, **wanted[model]))
+            if adapters[model]:
+                raise UsageError(f"{model.label}_adapters: {spec.url} must be started with them")
+            return RemoteModel.connect(spec, other)
 
-        loaded = load(Model.SLM)
-        same = _identity(names[0]) == _identity(names[1]) and wanted[0] == wanted[1]
-        return cls(slm=loaded, llm=loaded if same else load(Model.LLM))
+        # What is here comes first: a server may be asked whether it has the same tokenizer.
+        if specs[Model.SLM] is not None and specs[Model.LLM] is None:
+            there = load(Model.LLM, None)
+            pair = cls(slm=load(Model.SLM, there.tokenizer), llm=there)
+        else:
+            here = load(Model.SLM, None)
+            same = specs == [None, None] and _identity(names[0]) == _identity(names[1])
+            same = same and wanted[0] == wanted[1]
+            pair = cls(slm=here, llm=here if same else load(Model.LLM, here.tokenizer))
+        if isinstance(pair.slm, RemoteModel):
+            pair.slm.check_logprobs()
+        return pair
 
     @classmethod
     def from_config(cls, name_or_path: str | os.PathLike[str], **overrides: Any) -> "ModelPair":
@@ -172,6 +216,15 @@ class ModelPair:
             UsageError: no such preset, or it is not valid; and all that `from_pretrained` raises.
         """
         return cls.from_pretrained(**read_preset(os.fspath(name_or_path)) | overrides)
+
+
+def _remote(place: Place, model: Model) -> RemoteSpec | None:
+    """Where a model's server is; None if it has none."""
+    if isinstance(place, RemoteSpec):
+        return place
+    if isinstance(place, os.PathLike) or not is_remote(place):
+        return None
+    return RemoteSpec.parse(place, model.label)
 
 
 def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:

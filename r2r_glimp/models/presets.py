@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from r2r_glimp.core import UsageError
+from r2r_glimp.remote.spec import RemoteSpec, is_remote
 
 _REQUIRED = ("slm", "llm")
 _KEYS = (
@@ -53,13 +54,21 @@ def read_preset(name_or_path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path} has the unknown key {unknown[0]!r}: it takes {', '.join(_KEYS)}")
     for key in _REQUIRED:
         if key not in values:
-            raise UsageError(f"{path} has no {key}: give a folder or a Hub id")
+            raise UsageError(f"{path} has no {key}: give a folder, a Hub id or a server's url")
     for key, value in values.items():
-        if not _is_valid(key, value):
+        try:
+            valid = _is_valid(key, value)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        if not valid:
             raise UsageError(f"{path}: {key}={value!r} is not what this key takes")
     root = _root(path)
     for key in _REQUIRED:
-        values[key] = _rooted(values[key], root)
+        if isinstance(values[key], dict):
+            if values[key].get("tokenizer"):
+                values[key]["tokenizer"] = _rooted(values[key]["tokenizer"], root)
+        elif not is_remote(values[key]):
+            values[key] = _rooted(values[key], root)
     for key in ("slm_adapters", "llm_adapters"):
         if key in values:
             values[key] = [_rooted(name, root) for name in values[key]]
@@ -102,7 +111,9 @@ def _rooted(name: str, root: Path) -> str:
 
 def _is_valid(key: str, value: Any) -> bool:
     if key in _REQUIRED:
-        return isinstance(value, str) and bool(value)
+        if isinstance(value, dict):
+            RemoteSpec.parse(value, key)
+        return isinstance(value, str | dict) and bool(value)
     if key.endswith("_adapters"):
         return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
     if key == "trust_remote_code":

@@ -16,7 +16,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def locate(
-    name: str | os.PathLike[str], *, revision: str | None = None, with_code: bool = False
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    with_code: bool = False,
+    only_tokenizer: bool = False,
 ) -> tuple[Path, str | None]:
     """The folder that holds a checkpoint, and the commit it is of.
 
@@ -28,6 +32,7 @@ def locate(
         name: a folder or a Hub id.
         revision: branch, tag or commit of a Hub repository.
         with_code: fetch the repository's Python files too.
+        only_tokenizer: fetch no weights.
 
     Returns:
         The folder, and the commit hash (None for a local folder).
@@ -41,7 +46,8 @@ def locate(
         raise UsageError("the name of a model is empty: give a folder or a Hub id")
     path = Path(name).expanduser()
     if not (path.exists() or _looks_local(name, path)):
-        return _fetch(name, revision, with_code)
+        wanted = [one for one in _WANTED if not (only_tokenizer and one == "*.safetensors")]
+        return _fetch(name, revision, [*wanted, "*.py"] if with_code else wanted)
     if not path.exists():
         raise CheckpointError(f"{name}: no such folder")
     if not path.is_dir():
@@ -61,11 +67,10 @@ def _looks_local(name: str, path: Path) -> bool:
     )
 
 
-def _fetch(name: str, revision: str | None, with_code: bool) -> tuple[Path, str | None]:
+def _fetch(name: str, revision: str | None, wanted: list[str]) -> tuple[Path, str | None]:
     from huggingface_hub import errors, snapshot_download
 
     at = f"{name}@{revision}" if revision else name
-    wanted = [*_WANTED, "*.py"] if with_code else [*_WANTED]
     try:
         folder = Path(
             snapshot_download(

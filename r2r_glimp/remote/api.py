@@ -184,7 +184,9 @@ class Text:
             reply.top = _top(choice.get("logprobs"))
         for end in range(1, len(piece) + 1):
             if ask.is_over(reply.text + piece[:end]):
-                reply.text += piece[:end]
+                # White space belongs to what ends before it, as it does within a token.
+                blank = len(piece[end:]) - len(piece[end:].lstrip())
+                reply.text += piece[: end + blank]
                 return True
         reply.text += piece
         if reason := choice.get("finish_reason"):
@@ -211,6 +213,8 @@ def _sampling(ask: Ask) -> dict[str, Any]:
     something."""
     params = ask.sampling
     fields: dict[str, Any] = {"temperature": params.temperature}
+    if params.ignore_eos:
+        fields["ignore_eos"] = True
     if params.temperature == 0:
         return fields
     fields |= {"top_p": params.top_p, "seed": ask.seed % 2**31}

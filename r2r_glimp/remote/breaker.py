@@ -1,8 +1,8 @@
 """Circuit breaker: after a few requests in a row were given up, the next ones fail at once.
 
-    closed ──a few given up──▶ open ──some seconds──▶ one request may try ──it worked──▶ closed
-                                 ▲                            │
-                                 └──────── it did not: longer ┘
+closed ──a few given up──▶ open ──some seconds──▶ one request may try ──it worked──▶ closed
+                             ▲                            │
+                             └──────── it did not: longer ┘
 """
 
 import time

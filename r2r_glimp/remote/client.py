@@ -1,13 +1,14 @@
 """Client: many requests at once over one pool of connections, from a thread of its own.
 
-    submit ──▶ future      try, wait, try again; a time-out ends each try, the breaker ends them all
+submit ──▶ future      try, wait, try again; a time-out ends each try, the breaker ends them all
 """
 
 import asyncio
-import logging
+import atexit
 import random
 import threading
-from collections.abc import Coroutine
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -16,12 +17,6 @@ from r2r_glimp.remote.api import Ask, BrokenReply, Completions, Reply, SGLang, T
 from r2r_glimp.remote.breaker import Breaker
 from r2r_glimp.remote.spec import RemoteSpec
 
-try:
-    import aiohttp
-except ImportError:  # an extra; `Client` says so
-    aiohttp = None  # type: ignore[assignment]
-
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 30.0
 _AGAIN = (408, 409, 425, 429)  # and every 5xx
@@ -59,11 +54,18 @@ class Client:
     """
 
     def __init__(self, spec: RemoteSpec) -> None:
-        if aiohttp is None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: Any = None
+        self._slots: asyncio.Semaphore
+        try:
+            import aiohttp
+        except ImportError:
             raise UsageError(
                 "a model behind a URL needs aiohttp, which is not installed: "
                 "pip install 'r2r_glimp[remote]'"
-            )
+            ) from None
+        self._aiohttp = aiohttp
         self.spec = spec
         key = spec.key()
         self._headers = {"Content-Type": "application/json"}
@@ -71,15 +73,32 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
         self.breaker = Breaker()
         self.num_tries = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: Any = None
-        self._lock = threading.Lock()
+        _OPEN.add(self)
 
     def submit(
-        self, ask: Ask, dialect: Completions | SGLang | Text, model: str, vocab_size: int
+        self,
+        ask: Ask,
+        dialect: Completions | SGLang | Text,
+        model: str,
+        vocab_size: int,
+        *,
+        once_only: bool = False,
     ) -> Future[Reply]:
-        """Have something written; a failure is a RemoteError of one line."""
-        return self._start(self._ask(ask, dialect, model, vocab_size))
+        """Have something written; a failure is a RemoteError of one line.
+
+        Args:
+            vocab_size: ids from there on are none.
+            once_only: only to see whether the server understands: nothing is tried again.
+        """
+        url, body = dialect.path(self.spec.url), dialect.body(ask, model)
+
+        async def once() -> Reply:
+            if isinstance(dialect, Text):
+                return await self._stream(url, body, ask, dialect)
+            reply = parse_json(await self._exchange("POST", url, body))
+            return dialect.parse(reply, ask, vocab_size)
+
+        return self._start(self._keep_trying(once, once_only=once_only))
 
     def get(self, url: str) -> Any:
         """JSON of a GET; waits for it, with retries.
@@ -99,11 +118,19 @@ class Client:
 
     def close(self) -> None:
         """Drop the connections; what is under way is cancelled."""
+        if (end := self._end()) is not None:
+            end.result(5)
+
+    def __del__(self) -> None:
+        self._end()  # without waiting: this may be the loop's own thread
+
+    def _end(self) -> Future[None] | None:
         with self._lock:
             loop, self._loop = self._loop, None
-        if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._shut(), loop).result(5)
-            loop.call_soon_threadsafe(loop.stop)
+            session, self._session = self._session, None
+        if loop is None or loop.is_closed():
+            return None
+        return asyncio.run_coroutine_threadsafe(_shut(session), loop)
 
     # ------------------------------------------------------------------ the thread
 
@@ -112,21 +139,13 @@ class Client:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 # A daemon, so that an interrupted run ends at once and not with its last request.
-                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def _shut(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     def _open_session(self) -> Any:
         if self._session is None:
             self._slots = asyncio.Semaphore(self.spec.concurrency)  # waiting for one is no delay
+            aiohttp = self._aiohttp
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -136,28 +155,15 @@ class Client:
             )
         return self._session
 
-    async def _ask(
-        self, ask: Ask, dialect: Completions | SGLang | Text, model: str, vocab_size: int
-    ) -> Reply:
-        url, body = dialect.path(self.spec.url), dialect.body(ask, model)
-        if isinstance(dialect, Text):
-            return await self._keep_trying(lambda: self._stream(url, body, ask, dialect))
-        ids = dialect
-
-        async def once() -> Reply:
-            reply = parse_json(await self._exchange("POST", url, body))
-            return ids.parse(reply, ask, vocab_size)
-
-        return await self._keep_trying(once)
-
     async def _persist(self, method: str, url: str, body: Any) -> Any:
         async def once() -> Any:
             return parse_json(await self._exchange(method, url, body))
 
         return await self._keep_trying(once)
 
-    async def _keep_trying(self, once: Any) -> Any:
+    async def _keep_trying(self, once: Callable[[], Awaitable[T]], *, once_only: bool = False) -> T:
         """The result of a try; RemoteError when enough have failed."""
+        num_tries = 1 if once_only else self.spec.retries + 1
         wait_s = self.breaker.wait_s()
         if wait_s is not None:
             raise RemoteError(
@@ -166,7 +172,7 @@ class Client:
             )
         problem = ""
         try:
-            for attempt in range(self.spec.retries + 1):
+            for attempt in range(num_tries):
                 try:
                     self.num_tries += 1
                     result = await once()
@@ -179,15 +185,18 @@ class Client:
                 except Refused:
                     self.breaker.succeed()  # it is there, and says no
                     raise
-                if attempt < self.spec.retries:
+                if attempt < num_tries - 1:
                     wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
                     wait_s *= random.uniform(0.75, 1.25)  # not all at once again
                     await asyncio.sleep(min(LONGEST_WAIT_S, after_s) if after_s else wait_s)
         except asyncio.CancelledError:
             self.breaker.leave()
             raise
-        self.breaker.fail()
-        tries = f"{self.spec.retries + 1} tries" if self.spec.retries else "1 try"
+        if once_only:
+            self.breaker.leave()
+        else:
+            self.breaker.fail()
+        tries = f"{num_tries} tries" if num_tries > 1 else "1 try"
         raise RemoteError(f"{self.spec.url} cannot be used: {problem} ({tries})")
 
     async def _exchange(self, method: str, url: str, body: Any) -> bytes:
@@ -219,7 +228,7 @@ class Client:
                 return await read(response)
         except TimeoutError:
             raise _Again(late) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (self._aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, BrokenReply):
                 raise
             raise _Again(_reason(error)) from None
@@ -230,6 +239,33 @@ class Client:
         if response.status in _AGAIN or response.status >= 500:
             raise _Again(problem, _retry_after(response))
         raise Refused(f"{self.spec.url} refuses: {problem}", response.status)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _shut(session: Any) -> None:
+    """Cancel what runs in this loop, drop the connections, and end the loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    if session is not None:
+        await session.close()
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.01, loop.stop)  # after this has been told
+
+
+_OPEN: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter takes away what connections need to close."""
+    for client in list(_OPEN):
+        client.close()
 
 
 async def _read_all(response: Any) -> bytes:

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerFast
 
-from r2r_glimp.core import CheckpointError, UsageError
+from r2r_glimp.core import UsageError
 from r2r_glimp.models.fingerprint import Fingerprint
 from r2r_glimp.models.loading import load_tokenizer
-from r2r_glimp.models.vocabulary import same_vocabulary, tokenizer_sha256
-from r2r_glimp.remote.api import DIALECTS, Ask, BrokenReply, Completions, Reply, SGLang, Text
+from r2r_glimp.models.vocabulary import tokenizer_sha256
+from r2r_glimp.remote.api import DIALECTS, Ask, Completions, Reply, SGLang, Text
 from r2r_glimp.remote.client import Client, Refused, RemoteError
 from r2r_glimp.remote.spec import RemoteSpec
 
@@ -89,7 +89,7 @@ class RemoteModel:
             if no_ids is not None:
                 dialect = DIALECTS["text"]
         if no_ids is not None:
-            log.warning("%s is asked for text: %s", spec.name, no_ids)
+            log.info("%s is asked for text: %s", spec.name, no_ids)
         length = spec.context_length or _context_length(card)
         if length is None:
             raise UsageError(
@@ -138,9 +138,8 @@ class RemoteModel:
             raise UsageError(f"{self.name} tells no logprobs: {error}") from None
         if len(top) < 2:
             raise UsageError(
-                f"{self.spec.url} tells no logprobs of {self.name_there}, and where the SLM is behind "
-                "a server the router has nothing else: start the server with them, or load the "
-                "SLM here"
+                f"{self.spec.url} tells no logprobs of {self.name_there}, and of an SLM behind a "
+                "server the router sees nothing else: choose one that does, or load the SLM here"
             )
 
     def _not_here(self, what: str) -> NoReturn:
@@ -174,18 +173,16 @@ def _find_model(client: Client, spec: RemoteSpec) -> tuple[str, dict[str, Any]]:
         ) from None
     if spec.model is None:
         if len(cards) != 1:
-            raise UsageError(f"{spec.url} serves {', '.join(cards) or 'nothing'}: say which (model)")
+            raise UsageError(
+                f"{spec.url} serves {', '.join(cards) or 'nothing'}: say which (model)"
+            )
         return next(iter(cards.items()))
     # A server that loads what it is asked for lists only what it has loaded.
-    if spec.model not in cards and not _loads_on_demand(cards):
+    if spec.model not in cards and cards:
         raise UsageError(
             f"{spec.url} does not serve {spec.model!r}: it serves {', '.join(cards) or 'nothing'}"
         )
     return spec.model, cards.get(spec.model, {})
-
-
-def _loads_on_demand(cards: dict[str, dict[str, Any]]) -> bool:
-    return not cards
 
 
 def _find_dialect(
@@ -195,16 +192,16 @@ def _find_dialect(
     if spec.api != "auto":
         return DIALECTS[spec.api]
     ask = Ask(tokens=tokenizer.encode("A", add_special_tokens=False), text="A", max_tokens=1)
-    reasons = []
+    error: RemoteError
     for dialect in DIALECTS.values():
         try:
-            client.submit(ask, dialect, name, len(tokenizer)).result()
-        except RemoteError as error:
-            reasons.append(str(error))
+            client.submit(ask, dialect, name, len(tokenizer), once_only=True).result()
+        except RemoteError as problem:
+            error = problem
         else:
             log.info("%s is asked by %s", spec.name, dialect.name)
             return dialect
-    raise RemoteError(reasons[-1])
+    raise error
 
 
 def _compare(
@@ -224,10 +221,12 @@ def _compare(
         own = tokenizer.encode(text, add_special_tokens=False)
         if theirs == own:
             return None
-        at = next((i for i, pair in enumerate(zip(own, theirs, strict=False)) if pair[0] != pair[1]), 0)
+        at = next(
+            (i for i, pair in enumerate(zip(own, theirs, strict=False)) if pair[0] != pair[1]), 0
+        )
         return (
-            f"its tokenizer differs from the SLM's (token {at} of a sample is {theirs[at : at + 1]} "
-            f"there, {own[at : at + 1]} here)"
+            f"its tokenizer differs from the SLM's (token {at} of a sample is "
+            f"{theirs[at : at + 1]} there, {own[at : at + 1]} here)"
         )
     return "it does not tell its tokenizer (/tokenize): name a folder or Hub id in tokenizer"
 
@@ -235,5 +234,3 @@ def _compare(
 def _context_length(card: dict[str, Any]) -> int | None:
     length = card.get("max_model_len") or card.get("context_length")
     return length if isinstance(length, int) and length > 1 else None
-
-

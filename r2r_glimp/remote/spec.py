@@ -58,13 +58,21 @@ class RemoteSpec:
         _require(self.api in get_args(Api), "api", self.api, " or ".join(get_args(Api)))
         known = self.on_failure in get_args(OnFailure)
         _require(known, "on_failure", self.on_failure, " or ".join(get_args(OnFailure)))
-        _require(_is_number(self.timeout_s) and self.timeout_s > 0, "timeout_s", self.timeout_s, "seconds")
+        _require(
+            _is_number(self.timeout_s) and self.timeout_s > 0,
+            "timeout_s",
+            self.timeout_s,
+            "seconds",
+        )
         for name, low in (("retries", 0), ("concurrency", 1)):
             value = getattr(self, name)
             _require(type(value) is int and value >= low, name, value, f"{low} or more")
         length = self.context_length
         _require(
-            length is None or (type(length) is int and length > 1), "context_length", length, "tokens"
+            length is None or (type(length) is int and length > 1),
+            "context_length",
+            length,
+            "tokens",
         )
 
     @classmethod
@@ -82,7 +90,9 @@ class RemoteSpec:
             value = {"url": url, "model": model or None}
         known = [field.name for field in fields(cls)]
         if unknown := [key for key in value if key not in known]:
-            raise UsageError(f"{where} has the unknown key {unknown[0]!r}: it takes {', '.join(known)}")
+            raise UsageError(
+                f"{where} has the unknown key {unknown[0]!r}: it takes {', '.join(known)}"
+            )
         if "url" not in value:
             raise UsageError(f"{where} has no url: give one, such as http://localhost:8000/v1")
         try:
@@ -133,7 +143,9 @@ def is_remote(value: Any) -> bool:
 def _check_url(url: Any) -> None:
     host = urlsplit(url).hostname if isinstance(url, str) and url.startswith(_SCHEMES) else None
     if not host:
-        hint = f"http://{url}" if isinstance(url, str) and "://" not in url else "http://HOST:PORT/v1"
+        hint = (
+            f"http://{url}" if isinstance(url, str) and "://" not in url else "http://HOST:PORT/v1"
+        )
         raise UsageError(f"url={url!r} is no URL: it starts with http:// or https:// ({hint})")
 
 

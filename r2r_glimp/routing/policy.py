@@ -41,9 +41,16 @@ class Route:
     params: RoutingParams
 
     @classmethod
-    def resolve(cls, params: RoutingParams, router: Router, *, shared: bool) -> "Route":
+    def resolve(
+        cls,
+        params: RoutingParams,
+        router: Router,
+        *,
+        shared: bool,
+        apart: str = "the tokenizers of this pair differ",
+    ) -> "Route":
         """Fill in what a request left open; `shared` says whether both models read the same token
-        ids.
+        ids, `apart` why they do not.
 
         Raises:
             UsageError: the router is made for the other granularity, the pair's two tokenizers rule
@@ -59,8 +66,7 @@ class Route:
         baseline = router.constant is not None
         if granularity == "token" and not shared and not baseline:
             raise UsageError(
-                "token granularity needs one vocabulary, and the tokenizers of this pair differ: "
-                "use --granularity step"
+                f"token granularity needs one vocabulary, and {apart}: use --granularity step"
             )
         answer_by = params.answer_by or (
             "llm" if granularity == "step" and not baseline else "router"
@@ -110,6 +116,29 @@ class Policy:
         if owner is None:
             return Turn.DECIDE
         return Turn.LLM if owner is Model.LLM and self._cap_allows() else Turn.SLM
+
+    @property
+    def span_tokens(self) -> int | None:
+        """Tokens that the owner of the current span writes at most; None to the end of the text."""
+        if self._owner is None or (self.section == "answer" and self._holds_step):
+            return None  # a baseline, or the answer
+        if self.route.granularity == "token" and not self._holds_step:
+            return 1
+        if self.section == "answer":
+            return None
+        return max(1, self.route.params.max_step_tokens - self._step_tokens)
+
+    def ends_span(self, text: str) -> bool:
+        """Whether text that follows would end the current step."""
+        if self._owner is None or self.section == "answer":
+            return False
+        text = self._step_text + text
+        closes = self.tags is not None and self.tags.close in text
+        return closes or ends_step(text, self._pattern)
+
+    def hand_back(self) -> None:
+        """The LLM did not write its span: the SLM does."""
+        self._owner = Model.SLM
 
     @property
     def in_opening(self) -> bool:

@@ -15,6 +15,8 @@ DELIMITERS = {
     # become "3.14").
     "sentence": r"(?<!\d)[.!?。！？]+[\"'”’)\]]*\s*\Z|\n",
 }
+# At which a server may stop that writes a step; whether one is over is for the pattern to say.
+STOP_STRINGS = {"blank_line": ("\n\n",), "newline": ("\n",), "sentence": (". ", "? ", "! ", "\n")}
 MAX_PERIOD = 3
 
 

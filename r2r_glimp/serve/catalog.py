@@ -143,7 +143,9 @@ class Catalog:
         routing = dataclasses.replace(defaults, **given)
         router = cast(Router, routing.router)
         try:
-            return routing, Route.resolve(routing, router, shared=self.engine.shared)
+            return routing, Route.resolve(
+                routing, router, shared=self.engine.shared, apart=self.engine.pair.apart
+            )
         except UsageError as error:
             raise Refusal(400, str(error).replace("--", ""), param="granularity") from None
 
