@@ -56,7 +56,7 @@ class Client:
     def __init__(self, spec: RemoteSpec) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: Any = None
+        self._sessions: list[Any] = []  # one at most; the thread holds it too
         self._slots: asyncio.Semaphore
         try:
             import aiohttp
@@ -127,10 +127,10 @@ class Client:
     def _end(self) -> Future[None] | None:
         with self._lock:
             loop, self._loop = self._loop, None
-            session, self._session = self._session, None
+            sessions, self._sessions = self._sessions, []
         if loop is None or loop.is_closed():
             return None
-        return asyncio.run_coroutine_threadsafe(_shut(session), loop)
+        return asyncio.run_coroutine_threadsafe(_shut(sessions), loop)
 
     # ------------------------------------------------------------------ the thread
 
@@ -139,21 +139,22 @@ class Client:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 # A daemon, so that an interrupted run ends at once and not with its last request.
-                threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop, self._sessions), daemon=True).start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _open_session(self) -> Any:
-        if self._session is None:
+        if not self._sessions:
             self._slots = asyncio.Semaphore(self.spec.concurrency)  # waiting for one is no delay
             aiohttp = self._aiohttp
             connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(
+            session = aiohttp.ClientSession(
                 connector=connector,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=self.spec.timeout_s),
                 read_bufsize=2**20,
             )
-        return self._session
+            self._sessions.append(session)
+        return self._sessions[0]
 
     async def _persist(self, method: str, url: str, body: Any) -> Any:
         async def once() -> Any:
@@ -241,18 +242,19 @@ class Client:
         raise Refused(f"{self.spec.url} refuses: {problem}", response.status)
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _run(loop: asyncio.AbstractEventLoop, sessions: list[Any]) -> None:
+    """The thread. It holds the session, so that a forgotten client can still close it."""
     loop.run_forever()
     loop.close()
 
 
-async def _shut(session: Any) -> None:
+async def _shut(sessions: list[Any]) -> None:
     """Cancel what runs in this loop, drop the connections, and end the loop."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    if session is not None:
+    for session in sessions:
         await session.close()
     loop = asyncio.get_running_loop()
     loop.call_later(0.01, loop.stop)  # after this has been told

@@ -21,6 +21,7 @@ from r2r_glimp.remote.client import Client, Refused, RemoteError
 from r2r_glimp.remote.spec import RemoteSpec
 
 log = logging.getLogger(__name__)
+_KEY_WRONG = (401, 403)
 _PROBED = 256  # tokens of the text by which two tokenizers are compared
 
 
@@ -61,7 +62,7 @@ class RemoteModel:
             return cls._connect(spec, client, other)
         except Refused as error:
             client.close()
-            if error.status in (401, 403):
+            if error.status in _KEY_WRONG:
                 hint = "" if spec.api_key_env else ": name the variable of its key in api_key_env"
                 raise UsageError(f"{error}{hint}") from None
             raise UsageError(str(error)) from None
@@ -73,14 +74,27 @@ class RemoteModel:
     def _connect(
         cls, spec: RemoteSpec, client: Client, other: PreTrainedTokenizerFast | None
     ) -> "RemoteModel":
-        name, card = _find_model(client, spec)
+        cards = _list_models(client, spec)
+        served = ", ".join(cards) or "nothing"
+        if spec.model is None and len(cards) != 1:
+            raise UsageError(f"{spec.url} serves {served}: say which (model)")
+        name = next(iter(cards)) if spec.model is None else spec.model
         if spec.tokenizer is None and other is None:
             raise UsageError(
                 f"the tokenizer of {spec.name} is not known: name a folder or Hub id in tokenizer"
             )
         tokenizer = other if spec.tokenizer is None else load_tokenizer(spec.tokenizer)
         assert tokenizer is not None
-        dialect = _find_dialect(client, spec, name, tokenizer)
+        # A server that loads what it is asked for lists only what it has loaded.
+        dialect, problem = None, RemoteError("")
+        try:
+            dialect = _find_dialect(client, spec, name, tokenizer)
+        except RemoteError as error:
+            problem = error
+        if cards and name not in cards and (dialect is None or dialect.takes_ids):
+            raise UsageError(f"{spec.url} does not serve {name!r}: it serves {served}")
+        if dialect is None:
+            raise problem
         no_ids = None
         if not dialect.takes_ids:
             no_ids = f"{spec.url} takes and gives text"
@@ -90,7 +104,7 @@ class RemoteModel:
                 dialect = DIALECTS["text"]
         if no_ids is not None:
             log.info("%s is asked for text: %s", spec.name, no_ids)
-        length = spec.context_length or _context_length(card)
+        length = spec.context_length or _context_length(cards.get(name, {}))
         if length is None:
             raise UsageError(
                 f"{spec.url} does not say how long the context of {name} is: give context_length"
@@ -162,46 +176,39 @@ class RemoteModel:
         self._not_here("number of parameters")
 
 
-def _find_model(client: Client, spec: RemoteSpec) -> tuple[str, dict[str, Any]]:
-    """The model's name and what the server says of it."""
-    reply = client.get(f"{spec.url}/models")
+def _list_models(client: Client, spec: RemoteSpec) -> dict[str, dict[str, Any]]:
+    """What the server says of each model it serves; nothing where it cannot list them."""
     try:
-        cards = {str(card["id"]): dict(card) for card in reply["data"]}
+        reply = client.get(f"{spec.url}/models")
+    except RemoteError as error:
+        if spec.model is None or (isinstance(error, Refused) and error.status in _KEY_WRONG):
+            raise
+        log.info("%s does not list its models: %s", spec.url, error)
+        return {}
+    try:
+        return {str(card["id"]): dict(card) for card in reply["data"]}
     except (LookupError, TypeError, ValueError):
         raise UsageError(
             f"{spec.url}/models is no list of models: is it the base of an OpenAI API (…/v1)?"
         ) from None
-    if spec.model is None:
-        if len(cards) != 1:
-            raise UsageError(
-                f"{spec.url} serves {', '.join(cards) or 'nothing'}: say which (model)"
-            )
-        return next(iter(cards.items()))
-    # A server that loads what it is asked for lists only what it has loaded.
-    if spec.model not in cards and cards:
-        raise UsageError(
-            f"{spec.url} does not serve {spec.model!r}: it serves {', '.join(cards) or 'nothing'}"
-        )
-    return spec.model, cards.get(spec.model, {})
 
 
 def _find_dialect(
     client: Client, spec: RemoteSpec, name: str, tokenizer: PreTrainedTokenizerFast
 ) -> Completions | SGLang | Text:
     """How the server wants to be asked: it is made to write a token in each way."""
-    if spec.api != "auto":
-        return DIALECTS[spec.api]
     ask = Ask(tokens=tokenizer.encode("A", add_special_tokens=False), text="A", max_tokens=1)
-    error: RemoteError
-    for dialect in DIALECTS.values():
+    tried = list(DIALECTS.values()) if spec.api == "auto" else [DIALECTS[spec.api]]
+    for i, dialect in enumerate(tried):
         try:
             client.submit(ask, dialect, name, len(tokenizer), once_only=True).result()
-        except RemoteError as problem:
-            error = problem
+        except RemoteError:
+            if i == len(tried) - 1:
+                raise
         else:
             log.info("%s is asked by %s", spec.name, dialect.name)
             return dialect
-    raise error
+    raise AssertionError("no dialect")
 
 
 def _compare(
