@@ -25,6 +25,7 @@ from r2r_glimp.core import (
     RequestOutput,
     RoutingParams,
     SamplingParams,
+    TokenEvent,
 )
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prefill import read_rows
@@ -130,10 +131,15 @@ class _Running:
     owner: _Open
     slot: int
     text: str
+    num_tokens: int = 0  # of the span
+    is_over: bool = False
 
-    @property
-    def is_over(self) -> bool:
-        return self.job.is_over(self.text)
+    def add(self, event: TokenEvent) -> None:
+        """A token was written; behind a server, more may come at once than the span has."""
+        if not self.is_over:
+            self.text += event.text
+            self.num_tokens += 1
+            self.is_over = self.job.is_over(self.text)
 
 
 class Batch:
@@ -265,7 +271,7 @@ class Batch:
                     self._finish(running, event.output)
             elif event.request_id in self._running:
                 self.num_written += 1
-                self._running[event.request_id].text += event.text
+                self._running[event.request_id].add(event)
                 written.add(event.request_id)
         # In order of their start, not in a set's: what is done next must not depend on hashing.
         for request_id in [r for r in self._running if r in written and self._running[r].is_over]:
@@ -279,9 +285,8 @@ class Batch:
         if output.finish_reason == "error":
             raise EngineError(f"{running.job.where}: {output.error}")
         finished = output.finish_reason == "stop" or running.is_over
-        self._deliver(
-            running.owner, running.slot, Written(output.token_ids, finished, output.trace)
-        )
+        tokens = output.token_ids[: running.num_tokens] if running.is_over else output.token_ids
+        self._deliver(running.owner, running.slot, Written(tokens, finished, output.trace))
 
     def _deliver(self, owner: _Open, slot: int, result: Any) -> None:
         owner.results[slot] = result

@@ -122,6 +122,7 @@ class RayExecutor:
         """Label shards, each on the next worker that is free."""
         waiting = deque(shards)
         self._add_workers(min(self.num_workers, len(waiting)))
+        busy: dict[Any, tuple[Any, Shard | None]]
         busy = {worker.describe.remote(): (worker, None) for worker in self._workers}
         num_under_way = num_tokens = 0
         while waiting or num_under_way:

@@ -14,7 +14,7 @@ from labeling.draft import Path, extend
 from labeling.respond import Response
 from labeling.setting import Setting
 from labeling.spans import span_ends, span_leads, span_length
-from r2r_glimp.core import RoutingParams, SamplingParams
+from r2r_glimp.core import Model, RoutingParams, SamplingParams
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ def continue_(response: Response, comparison: Comparison, setting: Setting) -> T
 def follow(response: Response, starts: list[Start], setting: Setting) -> Task[list[Branch]]:
     """Have the LLM go on from each start; one that is over already costs nothing."""
     paths = [_path(start, setting, response) for start in starts]
-    if setting.config.engine.draft:
+    if setting.config.engine.draft and Model.LLM in setting.engine.pair.local:
         yield from extend(response, [path for path in paths if not path.ended], setting)
         for start, path in zip(starts, paths, strict=True):
             _cut(response, start, path, setting)

@@ -12,7 +12,7 @@ from r2r_glimp.core import DataError, Model, Prompt, R2RGlimpError, UsageError
 from r2r_glimp.engine.detokenizer import Detokenizer
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prompts import encode_prompt, prompt_tail
-from r2r_glimp.models.pair import LoadedModel
+from r2r_glimp.models.pair import AnyModel
 from r2r_glimp.routing.routers import Router, named_router
 from r2r_glimp.routing.steps import delimiter_pattern
 from r2r_glimp.routing.tags import Section, ThinkTags, section_of
@@ -51,8 +51,8 @@ class Setting:
         pair = engine.pair
         if not pair.same_vocabulary:
             raise UsageError(
-                f"the tokenizers of {pair.slm.name} and {pair.llm.name} differ: labels need a pair "
-                "with one vocabulary (the training-free routers need no labels)"
+                f"labels need a pair with one vocabulary, and {pair.apart} "
+                f"({pair.slm.name}, {pair.llm.name}; the training-free routers need no labels)"
             )
         extract = find_extract(config.source)
         if config.verifier.kind == "answer" and extract is None:
@@ -81,7 +81,7 @@ class Setting:
         )
 
     @property
-    def slm(self) -> LoadedModel:
+    def slm(self) -> AnyModel:
         """The small model; its tokenizer is the pair's."""
         return self.engine.pair.slm
 

@@ -17,7 +17,7 @@ from r2r_glimp.abacus.problems import problems
 from r2r_glimp.core import DataError, EngineError, Prompt, RoutingParams, SamplingParams, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prompts import encode_prompt
-from r2r_glimp.models.pair import LoadedModel, ModelPair
+from r2r_glimp.models.pair import AnyModel, LoadedModel, ModelPair
 from r2r_glimp.routing.tags import find_tags
 
 FILE = "responses.jsonl"
@@ -169,7 +169,7 @@ def _encode(question: str, slm: LoadedModel) -> list[int]:
     return encode_prompt(_as_prompt(question, slm), both, tags, shared=True)[0]
 
 
-def _as_prompt(question: str, model: LoadedModel) -> Prompt:
+def _as_prompt(question: str, model: AnyModel) -> Prompt:
     if model.tokenizer.chat_template is None:
         return question
     return [{"role": "user", "content": question}]

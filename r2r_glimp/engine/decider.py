@@ -6,7 +6,7 @@ from r2r_glimp.core import Decision, Model, UsageError
 from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.sequence import Sequence
-from r2r_glimp.models.pair import LoadedModel
+from r2r_glimp.models.pair import AnyModel
 from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.routing.policy import Turn
 from r2r_glimp.routing.routers import Router, named_router
@@ -21,7 +21,7 @@ class Decider:
         runner: the SLM's, which keeps the layers that routers look at.
     """
 
-    def __init__(self, slm: LoadedModel | RemoteModel, runner: ModelRunner) -> None:
+    def __init__(self, slm: AnyModel, runner: ModelRunner) -> None:
         self.slm = slm
         self.runner = runner
         self._named: dict[str, Router] = {}

@@ -31,7 +31,7 @@ from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.engine.tick import Tick
 from r2r_glimp.engine.writer import Writer
 from r2r_glimp.kv.manager import KVManager
-from r2r_glimp.models.pair import LoadedModel, ModelPair
+from r2r_glimp.models.pair import AnyModel, ModelPair
 from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.routing.routers import Router
 from r2r_glimp.routing.tags import find_tags
@@ -247,7 +247,7 @@ class Engine:
 T = TypeVar("T")
 
 
-def _make_runner(model: LoadedModel | RemoteModel, kernels: str) -> ModelRunner:
+def _make_runner(model: AnyModel, kernels: str) -> ModelRunner:
     return RemoteRunner(model) if isinstance(model, RemoteModel) else ModelRunner(model, kernels)
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from r2r_glimp.core import DataError, Model, Prompt, UsageError
-from r2r_glimp.models.pair import LoadedModel, ModelPair
+from r2r_glimp.models.pair import AnyModel, ModelPair
 from r2r_glimp.routing.tags import ThinkTags, section_of
 
 _STAND_INS = 0xF0000  # code points of a private plane, where no text has meaning
@@ -82,7 +82,7 @@ def prompt_tail(ids: list[int], tokenizer: PreTrainedTokenizerBase, tags: ThinkT
     return str(tokenizer.decode(ids[start:], skip_special_tokens=False))
 
 
-def _encode(prompt: Prompt, loaded: LoadedModel, template_kwargs: Mapping[str, Any]) -> list[int]:
+def _encode(prompt: Prompt, loaded: AnyModel, template_kwargs: Mapping[str, Any]) -> list[int]:
     tokenizer = loaded.tokenizer
     if isinstance(prompt, str):
         if not prompt:
@@ -102,7 +102,7 @@ def _encode(prompt: Prompt, loaded: LoadedModel, template_kwargs: Mapping[str, A
 
 
 def _encode_messages(
-    messages: Any, loaded: LoadedModel, template_kwargs: Mapping[str, Any]
+    messages: Any, loaded: AnyModel, template_kwargs: Mapping[str, Any]
 ) -> list[int]:
     if not messages:
         raise DataError("the prompt is empty")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -92,16 +92,19 @@ class LoadedModel:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
+AnyModel = LoadedModel | RemoteModel
+
+
 @dataclass(slots=True, eq=False)
 class ModelPair:
     """The SLM and the LLM. Both may be the same object: the same checkpoint is loaded once. Either
     may be behind a server."""
 
-    slm: LoadedModel | RemoteModel
-    llm: LoadedModel | RemoteModel
+    slm: AnyModel
+    llm: AnyModel
     _same_vocabulary: bool | None = field(default=None, init=False, repr=False)
 
-    def __getitem__(self, model: Model) -> LoadedModel | RemoteModel:
+    def __getitem__(self, model: Model) -> AnyModel:
         return self.llm if model else self.slm
 
     @property
@@ -129,7 +132,7 @@ class ModelPair:
             return "an SLM behind a server is asked once for a step, not for every token"
         return "the tokenizers of this pair differ"
 
-    def __iter__(self) -> Iterator[LoadedModel | RemoteModel]:
+    def __iter__(self) -> Iterator[AnyModel]:
         return iter((self.slm, self.llm))
 
     @classmethod
@@ -169,7 +172,8 @@ class ModelPair:
         dtypes = [resolve_dtype(d) for d in per_model("dtype", dtype, "auto")]
         revisions = per_model("revision", revision, None)
         names = [
-            "" if spec else os.fspath(one) for one, spec in zip((slm, llm), specs, strict=True)
+            "" if _remote(one, m) else os.fspath(cast(str, one))
+            for m, one in zip(Model, (slm, llm), strict=True)
         ]
         adapters = (_names("slm_adapters", slm_adapters), _names("llm_adapters", llm_adapters))
         wanted = [
@@ -182,7 +186,7 @@ class ModelPair:
             for m in Model
         ]
 
-        def load(model: Model, other: PreTrainedTokenizerFast | None) -> LoadedModel | RemoteModel:
+        def load(model: Model, other: PreTrainedTokenizerFast | None) -> AnyModel:
             spec = specs[model]
             if spec is None:
                 name, code = names[model], trust_remote_code

@@ -139,7 +139,9 @@ class Client:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 # A daemon, so that an interrupted run ends at once and not with its last request.
-                threading.Thread(target=_run, args=(self._loop, self._sessions), daemon=True).start()
+                threading.Thread(
+                    target=_run, args=(self._loop, self._sessions), daemon=True
+                ).start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _open_session(self) -> Any:

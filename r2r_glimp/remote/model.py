@@ -217,7 +217,8 @@ def _compare(
     """Why the server's tokenizer cannot be taken for this one; None if it can."""
     size = len(tokenizer)
     ids = list(range(0, size, max(1, size // _PROBED)))
-    text = " ".join(tokenizer.decode([token]) for token in ids).encode("utf-8", "replace").decode()
+    text = " ".join(str(tokenizer.decode([token])) for token in ids)
+    text = text.encode("utf-8", "replace").decode()
     text += "".join(tokenizer.get_added_vocab())
     body = {"model": name, "prompt": text, "add_special_tokens": False}
     for root in (spec.url.removesuffix("/v1"), spec.url):

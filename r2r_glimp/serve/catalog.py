@@ -12,7 +12,7 @@ from openai.types import Model as ModelCard
 
 from r2r_glimp.core import Granularity, Model, RoutingParams, UsageError
 from r2r_glimp.engine.engine import Engine
-from r2r_glimp.models.pair import LoadedModel
+from r2r_glimp.models.pair import AnyModel
 from r2r_glimp.routing.drift import DriftMonitor
 from r2r_glimp.routing.policy import Route
 from r2r_glimp.routing.routers import NAMED_ROUTERS, Router
@@ -109,7 +109,7 @@ class Catalog:
             raise Refusal(404, message, code="model_not_found", param="model")
         return role
 
-    def loaded(self, name: str | None) -> LoadedModel:
+    def loaded(self, name: str | None) -> AnyModel:
         """The model whose tokenizer a name stands for; the SLM's for the pair."""
         return self.engine.pair[Model(self.role(name) == "llm")]
 

@@ -227,6 +227,7 @@ class Reply:
             sum(o.stats.slm_tokens for o in outputs),
             sum(o.stats.llm_tokens for o in outputs),
         )
+        lost = sum(o.stats.llm_unavailable for o in outputs)
         usage = CompletionUsage(
             prompt_tokens=prompt,
             completion_tokens=slm + llm,
@@ -239,6 +240,8 @@ class Reply:
             "completion_tokens_details": {"reasoning_tokens": reasoning},
             "slm_tokens": slm,
             "llm_tokens": llm,
+            # Spans that the SLM wrote because the LLM's server did not.
+            **({"llm_unavailable": lost} if lost else {}),
         }
         monitor = self.job.ticket.monitor
         if monitor is not None and monitor.drifting:
@@ -283,8 +286,8 @@ class Reply:
 
 def _finish(output: RequestOutput) -> dict[str, Any]:
     """The finish reason in OpenAI's words; `stop_reason` keeps what they cannot say."""
-    if output.finish_reason == "repetition":
-        return {"finish_reason": "stop", "stop_reason": "repetition"}
+    if output.finish_reason in ("repetition", "llm_unavailable"):
+        return {"finish_reason": "stop", "stop_reason": output.finish_reason}
     return {"finish_reason": output.finish_reason, "stop_reason": None}
 
 

@@ -14,7 +14,7 @@ from r2r_glimp.routing.routers import EntropyRouter, Router
 
 if TYPE_CHECKING:
     from r2r_glimp.hub.checkpoint import RouterCheckpoint
-    from r2r_glimp.models.pair import LoadedModel
+    from r2r_glimp.models.pair import AnyModel
     from training.data import RouterData
 
 _BATCH = 8192
@@ -59,7 +59,7 @@ def load_labels(
     path: str,
     router: Router,
     granularity: Granularity,
-    slm: "LoadedModel",
+    slm: "AnyModel",
     checkpoint: "RouterCheckpoint | None",
 ) -> Labels:
     """Score a labeled dataset. Of the one a router was trained on, the selection split alone.
@@ -112,7 +112,7 @@ def _column(router: Router) -> str:
 
 @torch.inference_mode()
 def _network_scores(
-    router: MLPRouter, data: "RouterData", rows: np.ndarray, slm: "LoadedModel"
+    router: MLPRouter, data: "RouterData", rows: np.ndarray, slm: "AnyModel"
 ) -> Tensor:
     features = router.config.features
     if features.hidden_size != data.rows.hidden_size or features.top_k_logits > data.rows.top_k:
