@@ -59,3 +59,46 @@ class BenchOptions:
             raise UsageError(f"granularity={self.granularity!r} is out of range: token or step")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads={self.threads} is out of range: 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateOptions:
+    """What `bench simulate` is told. Without step times they are measured, and what they foretell
+    is held against a real run.
+
+    Args:
+        slm_ms: simulate: a pass of the SLM over one token.
+        llm_ms: simulate: a pass of the LLM over one token.
+        slm_token_us: simulate: what each further token of the SLM's pass adds.
+        llm_token_us: simulate: what each further token of the LLM's pass adds.
+        overlap: simulate: the LLM has a device, or a server, of its own.
+        users: simulate: requests at once.
+        token_ms: simulate: say how many users get a token within this time.
+        kv_tokens: simulate: tokens that the KV memory holds; by default all that are needed.
+    """
+
+    slm_ms: float | None = None
+    llm_ms: float | None = None
+    slm_token_us: float = 0.0
+    llm_token_us: float = 0.0
+    overlap: bool = False
+    users: tuple[int, ...] = ()
+    token_ms: float | None = None
+    kv_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.slm_ms is None) != (self.llm_ms is None):
+            raise UsageError("slm_ms and llm_ms go together: give both, or none to measure them")
+        for name in ("slm_ms", "llm_ms", "token_ms", "kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name}={value} is out of range: above 0")
+        for name in ("slm_token_us", "llm_token_us"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name}={getattr(self, name)} is out of range: 0 or more")
+        if any(users < 1 for users in self.users):
+            raise UsageError(f"users={self.users} is out of range: 1 or more")
+        stated = self.slm_ms is not None
+        for name in ("overlap", "users", "token_ms", "kv_tokens"):
+            if getattr(self, name) and not stated:
+                raise UsageError(f"{name} goes with stated step times: give slm_ms and llm_ms")

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from r2r_glimp.bench.decode import decode_steps
 from r2r_glimp.bench.measure import Clock, Sample, interleave
+from r2r_glimp.bench.options import BenchOptions
 from r2r_glimp.bench.peers import assisted_seconds, generate_steps
 from r2r_glimp.bench.report import Line, Report
 from r2r_glimp.bench.setting import Setting, fixed_length
@@ -48,7 +49,7 @@ def run(setting: Setting) -> Report:
 
     def routed() -> float:
         with clock.running():
-            took, outputs = _write(engine, prompts, setting)
+            took, outputs = write(engine, prompts, o)
         elapsed.append(took)
         shares.append(_llm_share(outputs))
         return took / (o.batch * o.tokens)
@@ -122,10 +123,10 @@ def _what(setting: Setting) -> str:
     )
 
 
-def _routing(setting: Setting) -> RoutingParams:
-    o = setting.options
+def routing_of(o: BenchOptions, users: int) -> RoutingParams:
+    """The routing that gives the wanted share, with so many requests at once."""
     router: str | Router = o.router
-    if o.router == "random" and o.batch == 1:
+    if o.router == "random" and users == 1:
         places = range(0, o.tokens, 1 if o.granularity == "token" else o.step_tokens)
         count = round(o.share * len(places))
         router = ReplayRouter(random.Random(0).sample(places, count))
@@ -138,20 +139,20 @@ def _routing(setting: Setting) -> RoutingParams:
     )
 
 
-def _write(
-    engine: Engine, prompts: list[list[int]], setting: Setting
+def write(
+    engine: Engine, prompts: list[list[int]], o: BenchOptions
 ) -> tuple[float, list[RequestOutput]]:
     """Seconds in which every request writes its tokens, prompts included; and the outputs. The
     router draws the same numbers every time."""
-    samplings = [replace(fixed_length(setting.options.tokens), seed=i) for i in range(len(prompts))]
+    samplings = [replace(fixed_length(o.tokens), seed=i) for i in range(len(prompts))]
     started = time.perf_counter()
     requests: list[Prompt] = [*prompts]
-    outputs = engine.generate(requests, samplings, _routing(setting))
+    outputs = engine.generate(requests, samplings, routing_of(o, len(prompts)))
     return time.perf_counter() - started, outputs
 
 
 def _one_by_one(engine: Engine, prompts: list[list[int]], setting: Setting) -> float:
-    took = sum(_write(engine, [prompt], setting)[0] for prompt in prompts)
+    took = sum(write(engine, [prompt], setting.options)[0] for prompt in prompts)
     return took / (len(prompts) * setting.options.tokens)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from r2r_glimp.attention.paged import install, kv_bytes_per_token
 from r2r_glimp.bench.measure import read_bandwidth
-from r2r_glimp.bench.options import BenchOptions
+from r2r_glimp.bench.options import BenchOptions, SimulateOptions
 from r2r_glimp.bench.shapes import make_model, make_pair
 from r2r_glimp.core import Model, SamplingParams, UsageError
 from r2r_glimp.engine.engine import Engine
@@ -21,8 +21,9 @@ from r2r_glimp.models.placement import resolve_device, resolve_dtype
 class Setting:
     """Options resolved on this machine, and its measured bandwidth."""
 
-    def __init__(self, options: BenchOptions) -> None:
+    def __init__(self, options: BenchOptions, simulate: SimulateOptions | None = None) -> None:
         self.options = options
+        self.simulate = simulate or SimulateOptions()
         self.device = resolve_device(options.device)
         dtype = resolve_dtype(options.dtype)
         if not isinstance(dtype, torch.dtype):
@@ -43,7 +44,7 @@ class Setting:
     def engine(self, pair: ModelPair, *, tokens: int, **options: Any) -> Engine:
         """An engine whose KV holds `tokens` tokens of each request of the batch, and a few more."""
         kv = self.options.batch * (tokens + 64)
-        width = sum(kv_bytes_per_token(install(pair[m].model), self.dtype) for m in Model)
+        width = kv_width(pair)
         engine = Engine(
             pair,
             **{
@@ -81,6 +82,12 @@ class Setting:
             "torch": version("torch"),
             "transformers": version("transformers"),
         }
+
+
+def kv_width(pair: ModelPair) -> int:
+    """Bytes of KV of a token, in the models that are here."""
+    models = [pair[m].model for m in pair.local]
+    return sum(kv_bytes_per_token(install(model), model.dtype) for model in models)
 
 
 def fixed_length(tokens: int) -> SamplingParams:

@@ -45,6 +45,7 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **mo
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _qwen3(64, 128, 2, 4, 2, vocab_size=1024, head_dim=16),
+    "small": _qwen3(384, 1024, 8, 6, 2, vocab_size=1024, head_dim=64),
     "qwen3-0.1b": _qwen3(512, 1536, 8, 8, 4, head_dim=64),
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, 8),
     "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, 8),
