@@ -63,12 +63,12 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions:
-    """What `bench simulate` is told. Without step times they are measured, and what they foretell
-    is held against a real run.
+    """What `bench simulate` and `bench remote` are told. Where `simulate` is told no step times, it
+    measures them, and what they foretell is held against a real run.
 
     Args:
         slm_ms: simulate: a pass of the SLM over one token.
-        llm_ms: simulate: a pass of the LLM over one token.
+        llm_ms: simulate, remote: a pass of the LLM over one token.
         slm_token_us: simulate: what each further token of the SLM's pass adds.
         llm_token_us: simulate: what each further token of the LLM's pass adds.
         overlap: simulate: the LLM has a device, or a server, of its own.
@@ -87,8 +87,6 @@ class SimulateOptions:
     kv_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.slm_ms is None) != (self.llm_ms is None):
-            raise UsageError("slm_ms and llm_ms go together: give both, or none to measure them")
         for name in ("slm_ms", "llm_ms", "token_ms", "kv_tokens"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -140,11 +140,11 @@ def routing_of(o: BenchOptions, users: int) -> RoutingParams:
 
 
 def write(
-    engine: Engine, prompts: list[list[int]], o: BenchOptions
+    engine: Engine, prompts: list[list[int]], o: BenchOptions, seed: int = 0
 ) -> tuple[float, list[RequestOutput]]:
     """Seconds in which every request writes its tokens, prompts included; and the outputs. The
     router draws the same numbers every time."""
-    samplings = [replace(fixed_length(o.tokens), seed=i) for i in range(len(prompts))]
+    samplings = [replace(fixed_length(o.tokens), seed=seed + i) for i in range(len(prompts))]
     started = time.perf_counter()
     requests: list[Prompt] = [*prompts]
     outputs = engine.generate(requests, samplings, routing_of(o, len(prompts)))

@@ -25,8 +25,8 @@ from r2r_glimp.bench.route import routing_of, write
 from r2r_glimp.bench.server import Clock, ServedLLM
 from r2r_glimp.bench.setting import Setting, fixed_length, kv_width
 from r2r_glimp.bench.shapes import make_pair, make_prompts
-from r2r_glimp.bench.steptime import StepTime, measure_step_time
-from r2r_glimp.core import Model
+from r2r_glimp.bench.steptime import StepTime, step_times_of
+from r2r_glimp.core import Model, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prefill import forget_prefixes
 from r2r_glimp.engine.runner import ModelRunner, Rows
@@ -37,6 +37,7 @@ from r2r_glimp.models.pair import ModelPair
 PUBLISHED = {1: 73.0, 4: 211.0, 8: 372.0}
 PUBLISHED_MS, PUBLISHED_SHARE = (6.0, 27.9), 0.35
 _MOST_USERS = 1024
+_OTHER_SEED = 10_000  # step times are measured on other decisions than those that are foretold
 _TOKEN = 300  # what every simulated model writes
 
 
@@ -54,6 +55,8 @@ def run(setting: Setting) -> Report:
     """Time per token by number of users; and where step times were measured, what the real engine
     takes beside what was foretold."""
     o, sim = setting.options, setting.simulate
+    if (sim.slm_ms is None) != (sim.llm_ms is None):
+        raise UsageError("slm_ms and llm_ms go together: give both, or none to measure them")
     if sim.slm_ms is None or sim.llm_ms is None:
         return _compare(setting)
     times = (
@@ -116,7 +119,8 @@ def foretell(
     with clocked(engine, clock, times):
         for prompt in prompts:
             engine.add_request(prompt, fixed_length(1))
-        _drain(engine, served)
+        for _ in _drain(engine, served):
+            pass
         start, busy = clock.now, tuple(clock.busy)
         llm = total = 0
         for i, prompt in enumerate(prompts):
@@ -190,9 +194,9 @@ def _compare(setting: Setting) -> Report:
         return took / o.tokens
 
     def foretold() -> float:
-        times = tuple(measure_step_time(engine, m, o.batch, length) for m in Model)
+        times = step_times_of(engine, lambda: write(engine, prompts, o, seed=_OTHER_SEED))
         clock = Clock()
-        with clocked(engine, clock, (times[0], times[1])):
+        with clocked(engine, clock, times):
             # What the engine itself takes is not simulated: it is there.
             host_s, _ = write(engine, prompts, o)
         forget_prefixes(engine)  # what was computed is nothing

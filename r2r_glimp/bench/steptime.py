@@ -2,20 +2,21 @@
 
 import bisect
 import statistics
-from array import array
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from r2r_glimp.attention.gather import Row
-from r2r_glimp.bench.measure import seconds
 from r2r_glimp.core import Model
 from r2r_glimp.engine.engine import Engine
-
-_REPEATS = 5
+from r2r_glimp.engine.runner import ModelRunner, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of a pass: linear between points of (tokens, seconds), and on after the last."""
+    """Seconds of a pass: linear between points of (tokens, seconds), and on beyond them."""
 
     points: tuple[tuple[int, float], ...]
 
@@ -27,43 +28,43 @@ class StepTime:
 
     def seconds(self, tokens: int) -> float:
         """Seconds of a pass over so many new tokens."""
+        if len(self.points) == 1:
+            return self.points[0][1]
         at = bisect.bisect_right([count for count, _ in self.points], tokens)
         at = min(max(at, 1), len(self.points) - 1)
         (left, low), (right, high) = self.points[at - 1], self.points[at]
         return low + (tokens - left) * (high - low) / (right - left)
 
 
-def measure_step_time(engine: Engine, model: Model, rows: int, context: int) -> StepTime:
-    """The times of a model's passes in an idle engine, at 1 to `rows` rows and more tokens a row.
+def step_times_of(engine: Engine, run: Callable[[], object]) -> tuple[StepTime, StepTime]:
+    """What passes take, by model, while something runs: in their places between other work, which
+    leaves little in the caches."""
+    found: dict[Model, dict[int, list[float]]] = {m: defaultdict(list) for m in Model}
+    with ExitStack() as undo:
+        for model in Model:
+            runner = engine.runners[model]
+            if "forward" not in vars(runner):  # the same one may play both
+                runner.forward = _recorded(runner, found[model])  # type: ignore[method-assign]
+                undo.callback(delattr, runner, "forward")
+        run()
+    slm, llm = (
+        StepTime(tuple((tokens, statistics.mean(took)) for tokens, took in sorted(one.items())))
+        for one in (found[Model.SLM], found[Model.LLM] or found[Model.SLM])
+    )
+    return slm, llm
 
-    Args:
-        rows: sequences in the largest pass.
-        context: tokens that each has before.
-    """
-    pool, _ = engine.kv.place(model)
-    points = []
-    per_row = 1
-    counts = [2**i for i in range(20) if 2**i < rows]
-    sizes = [(count, 1) for count in counts] + [(rows, 2**i) for i in range(5)]
-    for num_rows, per_row in sizes:
-        num_blocks = -(-(context + per_row) // 16)
-        blocks = pool.allocate(num_rows * num_blocks)
-        assert blocks is not None, "the engine is idle, and was made for as many requests"
-        tables = [
-            array("i", blocks[i * num_blocks : (i + 1) * num_blocks]) for i in range(num_rows)
-        ]
-        batch = [Row([1] * per_row, context, table) for table in tables]
-        wanted = [1] * num_rows
 
-        def once(model: Model, batch: list[Row] = batch, wanted: list[int] = wanted) -> None:
-            rows = engine.runners[model].forward(batch, wanted)
-            rows.logits_RV[0, 0].item()  # which waits for the device
+def _recorded(
+    runner: ModelRunner, found: dict[int, list[float]]
+) -> Callable[[list[Row], list[int]], Rows]:
+    forward = runner.forward
 
-        took = []
-        for _ in range(_REPEATS):
-            if model is Model.LLM:
-                once(Model.SLM)  # as in a routed run, which leaves the LLM nothing in the caches
-            took.append(seconds(lambda: once(model)))  # noqa: B023
-        points.append((num_rows * per_row, statistics.median(took)))
-        pool.free(blocks)
-    return StepTime(tuple(sorted(points)))
+    def recorded(rows: list[Row], wanted: list[int]) -> Rows:
+        started = time.perf_counter()
+        out = forward(rows, wanted)
+        if len(out.logits_RV):
+            out.logits_RV[0, 0].item()  # which waits for the device
+        found[sum(len(row.tokens) for row in rows)].append(time.perf_counter() - started)
+        return out
+
+    return recorded

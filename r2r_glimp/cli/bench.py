@@ -6,6 +6,7 @@ route      a routed pair, against its ideal, the LLM alone and transformers
 label      what labeling does most: the LLM writes, the SLM reads
 overhead   what the engine itself takes, with models that compute nothing
 serve      what HTTP costs: clients of a server, against the same requests in the offline engine
+remote     what a deferral over HTTP takes besides the LLM's own time, and what goes on meanwhile
 simulate   how many users at which time per token, from step times; or foretold against a real run
 
 Models have real shapes and random weights: nothing is downloaded. `serve` takes a --pair.
@@ -19,12 +20,13 @@ from pathlib import Path
 from r2r_glimp.cli.parser import Parser, pick
 from r2r_glimp.core import UsageError
 
-BENCHES = ("decode", "prefill", "route", "label", "overhead", "serve", "simulate")
+BENCHES = ("decode", "prefill", "route", "label", "overhead", "serve", "simulate", "remote")
 EXAMPLES = (
     "decode --slm_shape qwen3-0.6b",
     "decode --batch 8 --context 1024 --tokens 16",
     "route --slm_shape qwen3-0.1b --llm_shape qwen3-1.7b --share 0.124 --tokens 128",
     "route --granularity step --share 0.25 --step_tokens 40 --tokens 400 --no_peers",
+    "remote --slm_shape tiny --batch 64 --share 0.2",
     "simulate --slm_ms 6.0 --llm_ms 27.9 --share 0.35 --users 4 --users 8 --token_ms 25",
     "simulate --slm_shape tiny --llm_shape small --batch 4 --share 0.2",
     "overhead --batch 16 --json --plot overhead.png",
