@@ -21,9 +21,9 @@ from r2r_glimp.bench.setting import Setting
 from r2r_glimp.bench.shapes import make_prompts
 from r2r_glimp.core import Model
 from r2r_glimp.models.pair import ModelPair
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.remote.api import DIALECTS, Ask, Reply
 from r2r_glimp.remote.client import Client
-from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.remote.spec import RemoteSpec
 
 _LLM_MS = 27.9  # a 32B on an A100, arXiv 2610.12242

@@ -123,13 +123,13 @@ def _what(setting: Setting) -> str:
     )
 
 
-def routing_of(o: BenchOptions, users: int) -> RoutingParams:
+def routing_of(o: BenchOptions, users: int, seed: int = 0) -> RoutingParams:
     """The routing that gives the wanted share, with so many requests at once."""
     router: str | Router = o.router
     if o.router == "random" and users == 1:
         places = range(0, o.tokens, 1 if o.granularity == "token" else o.step_tokens)
         count = round(o.share * len(places))
-        router = ReplayRouter(random.Random(0).sample(places, count))
+        router = ReplayRouter(random.Random(seed).sample(places, count))
     return RoutingParams(
         granularity="token" if o.granularity == "token" else "step",
         router=router,
@@ -147,7 +147,7 @@ def write(
     samplings = [replace(fixed_length(o.tokens), seed=seed + i) for i in range(len(prompts))]
     started = time.perf_counter()
     requests: list[Prompt] = [*prompts]
-    outputs = engine.generate(requests, samplings, routing_of(o, len(prompts)))
+    outputs = engine.generate(requests, samplings, routing_of(o, len(prompts), seed))
     return time.perf_counter() - started, outputs
 
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from r2r_glimp.bench.steptime import StepTime
 from r2r_glimp.core import Model
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.remote.api import DIALECTS, Ask, Reply
-from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.remote.spec import RemoteSpec
 
 _MOMENT = 1e-9
@@ -22,12 +22,14 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.busy = [0.0, 0.0]
+        self.num_passes = 0
         self.watchers: list[Callable[[float], None]] = []
 
     def work(self, model: Model, seconds: float) -> None:
         """A model works for so long, and everybody here waits for it."""
         self.now += seconds
         self.busy[model] += seconds
+        self.num_passes += 1
         for watch in self.watchers:
             watch(self.now)
 

@@ -9,7 +9,6 @@ yet answers how many users it serves, at which time per token, at which share.
                     └LLM──────┘└LLM──────┘            that wait when it is free, the SLM goes on
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from r2r_glimp.bench.route import routing_of, write
 from r2r_glimp.bench.server import Clock, ServedLLM
 from r2r_glimp.bench.setting import Setting, fixed_length, kv_width
 from r2r_glimp.bench.shapes import make_pair, make_prompts
-from r2r_glimp.bench.steptime import StepTime, step_times_of
+from r2r_glimp.bench.steptime import StepTime, measure
 from r2r_glimp.core import Model, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prefill import forget_prefixes
@@ -48,7 +47,6 @@ class Outcome:
     seconds: float
     busy: tuple[float, float]
     share: float  # LLM share that came out
-    host_s: float  # real seconds that the engine itself took
 
 
 def run(setting: Setting) -> Report:
@@ -126,12 +124,10 @@ def foretell(
         for i, prompt in enumerate(prompts):
             sampling = replace(fixed_length(o.tokens), seed=i)
             engine.add_request(prompt, sampling, routing_of(o, users))
-        started = time.perf_counter()
         for output in _drain(engine, served):
             llm, total = llm + output.stats.llm_tokens, total + len(output.token_ids)
     spent = [after - before for after, before in zip(clock.busy, busy, strict=True)]
-    host_s = time.perf_counter() - started
-    return Outcome(clock.now - start, (spent[0], spent[1]), llm / total, host_s)
+    return Outcome(clock.now - start, (spent[0], spent[1]), llm / total)
 
 
 @contextmanager
@@ -194,14 +190,13 @@ def _compare(setting: Setting) -> Report:
         return took / o.tokens
 
     def foretold() -> float:
-        times = step_times_of(engine, lambda: write(engine, prompts, o, seed=_OTHER_SEED))
+        measured = measure(engine, lambda: write(engine, prompts, o, seed=_OTHER_SEED))
         clock = Clock()
-        with clocked(engine, clock, times):
-            # What the engine itself takes is not simulated: it is there.
-            host_s, _ = write(engine, prompts, o)
+        with clocked(engine, clock, measured.passes):
+            write(engine, prompts, o)
         forget_prefixes(engine)  # what was computed is nothing
         write(engine, prompts, o)
-        return (clock.now + host_s) / o.tokens
+        return (clock.now + clock.num_passes * measured.host_s) / o.tokens
 
     real()
     samples = interleave({"real": real, "foretold": foretold}, o.repeats)

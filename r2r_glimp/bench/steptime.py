@@ -36,9 +36,17 @@ class StepTime:
         return low + (tokens - left) * (high - low) / (right - left)
 
 
-def step_times_of(engine: Engine, run: Callable[[], object]) -> tuple[StepTime, StepTime]:
-    """What passes take, by model, while something runs: in their places between other work, which
-    leaves little in the caches."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The times of both models' passes, and what the engine itself takes beside each."""
+
+    passes: tuple[StepTime, StepTime]
+    host_s: float
+
+
+def measure(engine: Engine, run: Callable[[], object]) -> Measured:
+    """What passes take while something runs: in their places between other work, which leaves
+    little in the caches."""
     found: dict[Model, dict[int, list[float]]] = {m: defaultdict(list) for m in Model}
     with ExitStack() as undo:
         for model in Model:
@@ -46,12 +54,15 @@ def step_times_of(engine: Engine, run: Callable[[], object]) -> tuple[StepTime, 
             if "forward" not in vars(runner):  # the same one may play both
                 runner.forward = _recorded(runner, found[model])  # type: ignore[method-assign]
                 undo.callback(delattr, runner, "forward")
+        started = time.perf_counter()
         run()
+        elapsed = time.perf_counter() - started
     slm, llm = (
         StepTime(tuple((tokens, statistics.mean(took)) for tokens, took in sorted(one.items())))
         for one in (found[Model.SLM], found[Model.LLM] or found[Model.SLM])
     )
-    return slm, llm
+    every = [took for one in found.values() for group in one.values() for took in group]
+    return Measured((slm, llm), (elapsed - sum(every)) / len(every))
 
 
 def _recorded(

@@ -7,7 +7,7 @@ from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.models.pair import AnyModel
-from r2r_glimp.remote.model import RemoteModel
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.routing.policy import Turn
 from r2r_glimp.routing.routers import Router, named_router
 from r2r_glimp.routing.signals import Signals

@@ -32,7 +32,7 @@ from r2r_glimp.engine.tick import Tick
 from r2r_glimp.engine.writer import Writer
 from r2r_glimp.kv.manager import KVManager
 from r2r_glimp.models.pair import AnyModel, ModelPair
-from r2r_glimp.remote.model import RemoteModel
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.routing.routers import Router
 from r2r_glimp.routing.tags import find_tags
 

@@ -21,8 +21,8 @@ from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.sequence import Pending, Sequence
 from r2r_glimp.engine.writer import Writer
 from r2r_glimp.models.pair import ModelPair
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.remote.api import TOP, Ask, Reply
-from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.routing.policy import Turn
 from r2r_glimp.routing.steps import STOP_STRINGS
 

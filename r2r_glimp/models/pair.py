@@ -14,8 +14,8 @@ from r2r_glimp.models.fingerprint import Fingerprint
 from r2r_glimp.models.loading import load_model, make_fingerprint, require_fast
 from r2r_glimp.models.placement import per_model, resolve_device, resolve_dtype
 from r2r_glimp.models.presets import read_preset
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.models.vocabulary import same_vocabulary
-from r2r_glimp.remote.model import RemoteModel
 from r2r_glimp.remote.spec import RemoteSpec, is_remote
 
 Place = str | os.PathLike[str] | Mapping[str, Any] | RemoteSpec

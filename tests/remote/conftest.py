@@ -40,7 +40,7 @@ def connect(local: ModelPair) -> Callable[..., ModelPair]:
     """`connect({"url": ...})`: the local SLM with an LLM behind a server."""
 
     def make(llm: Any, slm: Any = None) -> ModelPair:
-        from r2r_glimp.remote.model import RemoteModel
+        from r2r_glimp.models.remote import RemoteModel
         from r2r_glimp.remote.spec import RemoteSpec
 
         assert isinstance(local.slm, LoadedModel)

@@ -10,7 +10,7 @@ from r2r_glimp.cli.main import main
 from r2r_glimp.core import CheckpointError, Prompt, RoutingParams, SamplingParams, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models import ModelPair, read_preset
-from r2r_glimp.remote.model import RemoteModel
+from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.remote.spec import RemoteSpec, is_remote
 from tests.remote.conftest import FLOAT32
 from tests.remote.fake import FakeServer

@@ -18,7 +18,7 @@ import pytest
 from r2r_glimp.core import Prompt, RoutingParams, SamplingParams
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models import ModelPair
-from r2r_glimp.remote.model import RemoteModel
+from r2r_glimp.models.remote import RemoteModel
 
 PEER = os.environ.get("R2R_GLIMP_PEER")
 LLM = str(Path(__file__).parents[2] / "checkpoints" / "abacus-llm")
