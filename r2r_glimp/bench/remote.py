@@ -111,8 +111,8 @@ def run(setting: Setting) -> Report:
             return rows
 
         write(engine, prompts, o)  # warm: connections, kernels
-        engine.runners[Model.SLM].forward = timed  # type: ignore[method-assign]
-        remote.client.submit = watch.submit  # type: ignore[method-assign]
+        engine.runners[Model.SLM].forward = timed  # type: ignore[assignment]
+        remote.client.submit = watch.submit  # type: ignore[assignment]
         elapsed, deferrals = 0.0, 0
         for _ in range(o.repeats):
             took, outputs = write(engine, prompts, o)

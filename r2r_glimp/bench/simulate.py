@@ -135,12 +135,12 @@ def clocked(engine: Engine, clock: Clock, times: tuple[StepTime, StepTime]) -> I
     """Meanwhile, an engine's models compute nothing and move the clock."""
     runners = [(m, engine.runners[m]) for m in engine.pair.local]
     for model, runner in runners:
-        runner.forward = _timed(runner, model, clock, times[model])  # type: ignore[method-assign]
+        runner.forward = _timed(runner, model, clock, times[model])  # type: ignore[assignment]
     try:
         yield
     finally:
         for _, runner in runners:
-            del runner.forward  # type: ignore[method-assign]
+            del runner.forward
 
 
 def _timed(

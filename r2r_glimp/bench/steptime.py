@@ -52,7 +52,7 @@ def measure(engine: Engine, run: Callable[[], object]) -> Measured:
         for model in Model:
             runner = engine.runners[model]
             if "forward" not in vars(runner):  # the same one may play both
-                runner.forward = _recorded(runner, found[model])  # type: ignore[method-assign]
+                runner.forward = _recorded(runner, found[model])  # type: ignore[assignment]
                 undo.callback(delattr, runner, "forward")
         started = time.perf_counter()
         run()
