@@ -112,7 +112,7 @@ def run(setting: Setting) -> Report:
 
         write(engine, prompts, o)  # warm: connections, kernels
         engine.runners[Model.SLM].forward = timed  # type: ignore[assignment]
-        remote.client.submit = watch.submit  # type: ignore[assignment]
+        remote.client.submit = watch.submit  # type: ignore[method-assign]
         elapsed, deferrals = 0.0, 0
         for _ in range(o.repeats):
             took, outputs = write(engine, prompts, o)

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 CHUNK = (
     128  # tokens asked for at once where a span has no limit of its own: an answer still streams
 )
+_MOST_STOPS = 4  # strings of the caller's that every server takes
+_PROBED = 4
 _POLL_S = 0.02  # how long a tick waits for an answer when there is nothing else to do
 
 
@@ -89,14 +91,18 @@ class RemoteTurns:
         policy, tokens = sequence.policy, sequence.timelines[model].tokens
         probes = policy.turn is Turn.DECIDE
         limit = 1 if probes else policy.span_tokens
+        stop: tuple[str, ...] = () if limit == 1 else sequence.sampling.stop[:_MOST_STOPS]
+        if limit is not None and limit > 1:
+            stop += STOP_STRINGS.get(policy.route.params.delimiter, ())
+        if probes and not remote.dialect.takes_ids:
+            limit = _PROBED  # as text, one token may be less than a character
         left = min(sequence.max_tokens - len(sequence.tokens), self.room[model] - len(tokens))
         draw = uniform(sequence.seed, len(sequence.tokens), Stream(model))
-        delimiter = policy.route.params.delimiter
         return Ask(
             tokens=list(tokens),
             text=_text(remote, tokens),
             max_tokens=max(1, min(CHUNK if limit is None else limit, left)),
-            stop=STOP_STRINGS.get(delimiter, ()) if limit is not None and limit > 1 else (),
+            stop=stop,
             sampling=sequence.sampling,
             seed=int(draw * 2**31),
             logprobs=probes,
@@ -113,8 +119,9 @@ class RemoteTurns:
             reply: Reply = pending.future.result()
         except CancelledError:
             return  # asked again at the next tick
-        except EngineError as error:
-            self._give_up(sequence, pending, str(error))
+        except Exception as error:  # whatever it is, it is this sequence's alone
+            known = isinstance(error, EngineError)
+            self._give_up(sequence, pending, str(error) if known else repr(error))
             return
         tokens = reply.tokens
         if tokens is None:
@@ -124,9 +131,9 @@ class RemoteTurns:
             return
         if pending.turn is Turn.DECIDE and self._defers(sequence, tokens, reply):
             return
-        num_chars, num_before = len(sequence.text), len(sequence.tokens)
-        over = self._append(sequence, model, tokens, pending.turn)
-        self._count(sequence, model, pending.ask, len(sequence.tokens) - num_before)
+        num_chars = len(sequence.text)
+        num_written, over = self._append(sequence, model, tokens, pending.turn)
+        self._count(sequence, model, len(pending.ask.tokens) + max(0, num_written - 1))
         written = sequence.text[num_chars:]
         ended = reply.ended and not any(stop in written for stop in pending.ask.stop)
         if ended and not over and sequence.finish_reason is None:
@@ -143,20 +150,23 @@ class RemoteTurns:
         rows = Rows(torch.empty(1, 0), top)
         return bool(self.decider.deferred([sequence], tokens[:1], rows))
 
-    def _append(self, sequence: Sequence, model: Model, tokens: list[int], turn: Turn) -> bool:
-        """Write tokens until the span is over; whether it is. The rest is not ours to keep."""
-        for token in tokens:
+    def _append(
+        self, sequence: Sequence, model: Model, tokens: list[int], turn: Turn
+    ) -> tuple[int, bool]:
+        """Write tokens until the span is over; how many, and whether it is. The rest is not ours to
+        keep."""
+        for num_written, token in enumerate(tokens, start=1):
             self.writer.append(sequence, model, token)
             if sequence.policy.close_due and sequence.finish_reason is None:
                 self.writer.close_thinking(sequence)
-                return True
+                return num_written, True
             if sequence.finish_reason is not None or sequence.policy.turn is not turn:
-                return True
-        return False
+                return num_written, True
+        return len(tokens), False
 
-    def _count(self, sequence: Sequence, model: Model, ask: Ask, num_written: int) -> None:
-        """What the server computed, if it remembers what it read before: not yet its last token."""
-        computed = len(ask.tokens) + max(0, num_written - 1)
+    def _count(self, sequence: Sequence, model: Model, computed: int) -> None:
+        """What the server has computed, if it remembers what it read before; of what it wrote, not
+        yet the last token."""
         num_new = max(0, computed - sequence.num_computed[model])
         sequence.num_computed[model] = computed
         if model is Model.LLM:

@@ -51,6 +51,7 @@ class RemoteSpec:
 
     def __post_init__(self) -> None:
         _check_url(self.url)
+        _check_no_secret(self.url)
         object.__setattr__(self, "url", self.url.rstrip("/"))
         for name in ("model", "tokenizer", "api_key_env"):
             value = getattr(self, name)
@@ -147,6 +148,15 @@ def _check_url(url: Any) -> None:
             f"http://{url}" if isinstance(url, str) and "://" not in url else "http://HOST:PORT/v1"
         )
         raise UsageError(f"url={url!r} is no URL: it starts with http:// or https:// ({hint})")
+
+
+def _check_no_secret(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise UsageError(
+            f"the url of {parts.hostname} holds a name or a password: put a key into an "
+            "environment variable, and name it in api_key_env"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -185,6 +185,7 @@ def test_presets(tmp_path: Path) -> None:
     for line, message in (
         ("{url: 'host:8000/v1'}", r"llm: url='host:8000/v1' is no URL: .*\(http://host:8000/v1\)"),
         ("{model: big}", "llm has no url"),
+        ("{url: 'https://me:abc@h/v1'}", "the url of h holds a name or a password: put a key"),
         ("{url: 'http://h/v1', key: abc}", "llm has the unknown key 'key'"),
         ("{url: 'http://h/v1', timeout_s: 0}", "timeout_s=0 is out of range"),
         ("{url: 'http://h/v1', api: soap}", "api='soap' is out of range: auto or completions"),
