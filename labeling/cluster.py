@@ -165,7 +165,8 @@ class RayExecutor:
     def _wait(self, references: list[Any]) -> Any:
         """The next that is done."""
         while True:
-            done, _ = self.ray.wait(references, num_returns=1, timeout=_SAY_EVERY_S)
+            with _signals_pass():
+                done, _ = self.ray.wait(references, num_returns=1, timeout=_SAY_EVERY_S)
             if done:
                 return done[0]
             log.warning("no shard was finished for %g s; `ray status` says why", _SAY_EVERY_S)
@@ -174,7 +175,8 @@ class RayExecutor:
         """A result; what went wrong on the worker goes wrong here, in the same words."""
         errors = self.ray.exceptions
         try:
-            return self.ray.get(reference)
+            with _signals_pass():
+                return self.ray.get(reference)
         except errors.RayTaskError as error:
             if isinstance(error.cause, R2RGlimpError):
                 raise error.cause from None
@@ -240,6 +242,17 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals_pass() -> Iterator[None]:
+    """What a signal's handler raises comes out of Ray as itself, not as a SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -150,22 +151,36 @@ def test_a_run_on_ray_is_the_run_on_this_machine(
 def workers_at_work() -> list[int]:
     """Processes below this one that label a shard now."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in processes():
         try:
-            name = (folder / "cmdline").read_bytes().split(b"\0")[0]
-            if name.startswith(b"ray::_Worker.label") and os.getpid() in ancestors(
-                int(folder.name)
-            ):
-                found.append(int(folder.name))
+            name = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
+        if name.startswith(b"ray::_Worker.label") and os.getpid() in ancestors(pid):
+            found.append(pid)
+    return found
+
+
+def processes() -> list[int]:
+    """All that are alive."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(int(folder.name))
     return found
 
 
 def ancestors(pid: int) -> list[int]:
     found = []
     while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
         found.append(pid)
     return found
 
@@ -224,3 +239,26 @@ def test_ray_is_not_installed(
 def test_the_executor_is_no_part_of_what_a_run_is(config: LabelingConfig) -> None:
     assert replace(config, executor="ray", ray=RayConfig(gpus=1)).identity() == config.identity()
     assert "ray" not in json.dumps(config.identity())
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_run_and_ray(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "labeling", "--config", "configs/labeling/abacus.yaml"]
+    command += ["--out", str(out), "--limit", "200", "--shard_size", "4", "--executor", "ray"]
+    command += ["--ray.cpus", "0.5", "--ray.workers", "1", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "manifest.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = [pid for pid in processes() if run.pid in ancestors(pid)]
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 143
+    assert said.splitlines()[-1].startswith("stopped by SIGTERM: the same command goes on"), said
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 20
+    while set(started) & set(processes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(started) > 2 and not set(started) & set(processes())

@@ -54,6 +54,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Quiet(ThreadingHTTPServer):
+    """A client that has gone is no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 class FakeServer:
     """Writes `text`, as tokens; `fault(n)` says how the n-th request fails, if it does."""
 
@@ -69,10 +78,7 @@ class FakeServer:
         self.knows = ("/v1/completions",)
         self.asked: list[dict[str, Any]] = []
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Bound", (Handler,), {"fake": self})
-        )
-        self.server.daemon_threads = True
+        self.server = _Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -11,7 +11,7 @@ from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models import ModelPair
 from tests.serve.conftest import Live
 
-SAMPLING = SamplingParams(max_tokens=160, seed=3)
+SAMPLING = SamplingParams(max_tokens=120, seed=3)
 ROUTINGS = {
     "token": RoutingParams(granularity="token", router="random", threshold=0.3),
     "step": RoutingParams(granularity="step", router="random", threshold=0.6),
