@@ -5,7 +5,7 @@ Knows nothing of where rows come from.
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from labeling.sections import AnswerKind, SourceConfig
@@ -26,6 +26,7 @@ class Question:
         where: file and row, for messages.
         answer: the right one, where known; for the report only.
         response: a given response, for `responses.by=input`.
+        kept: further columns of the row, where they were asked for.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Question:
     where: str
     answer: str | None = None
     response: str | None = None
+    kept: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
