@@ -1,7 +1,7 @@
 """Paired tests: is one system more often right than another on the same questions?
 
 - a trained router and a training-free one, at one wanted LLM share and granularity
-- a system and random decisions at its rate
+- a system and random decisions at its LLM share
 - a system whose threshold was given, and each model alone
 """
 

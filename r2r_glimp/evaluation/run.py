@@ -20,7 +20,7 @@ from r2r_glimp.engine.engine import Engine
 from r2r_glimp.evaluation.grading.grader import Verdict
 from r2r_glimp.evaluation.oracle import Oracle
 from r2r_glimp.evaluation.store import Sample, SampleWriter, Store
-from r2r_glimp.evaluation.system import ORACLE, System
+from r2r_glimp.evaluation.system import BASELINES, ORACLE, System
 from r2r_glimp.evaluation.task import Task
 from r2r_glimp.routing.routers import Router
 
@@ -161,6 +161,8 @@ def _route(
 
 
 def _routing(system: System, router: Router | None, setting: Setting) -> RoutingParams:
+    if system.router in BASELINES:  # alone, whoever answers and whatever the cap
+        return replace(setting.routing, router=router, answer_by=None, max_llm_share=None)
     return replace(
         setting.routing,
         router=router,

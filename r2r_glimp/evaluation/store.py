@@ -20,7 +20,10 @@ from typing import Any
 from r2r_glimp.core import DataError, UsageError
 from r2r_glimp.evaluation.grading.grader import Grade
 
-_OWN = ("run.json", "thresholds.json", "seconds.json", "samples", "summary.json", "summary.md")
+_OWN = (
+    "run.json", "thresholds.json", "seconds.json", "samples", "summary.json", "summary.md",
+    "share-*.png", "parameters-*.png",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,7 @@ class Store:
         """
         path = self.out / "run.json"
         if overwrite:
-            for name in _OWN:
-                target = self.out / name
+            for target in [path for name in _OWN for path in self.out.glob(name)]:
                 if target.is_dir():
                     shutil.rmtree(target)
                 else:

@@ -21,7 +21,7 @@ class System:
         granularity: None for the baselines, which never decide.
         threshold: None is the router's own.
         target_share: the LLM share the threshold was found for, None if it was given.
-        matches: of a random router, the file name of the system whose rate it has.
+        matches: of a random router, the file name of the system whose LLM share it has.
     """
 
     router: str
@@ -36,7 +36,7 @@ class System:
         return self.router.rstrip("/").rpartition("/")[2]
 
     def matched_by_random(self, rate: float) -> "System":
-        """Deferring as often as this system did, but anywhere."""
+        """Random decisions at this system's LLM share."""
         return System(
             router="random", granularity=self.granularity, threshold=rate, matches=self.slug
         )

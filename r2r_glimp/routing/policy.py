@@ -62,12 +62,15 @@ class Route:
                 "token granularity needs one vocabulary, and the tokenizers of this pair differ: "
                 "use --granularity step"
             )
-        answer_by = params.answer_by or (
-            "llm" if granularity == "step" and not baseline else "router"
-        )
+        answer_by = params.answer_by or ("router" if baseline else default_answer_by(granularity))
         guard = not baseline if params.repetition_guard is None else params.repetition_guard
         threshold = router.threshold(granularity) if params.threshold is None else params.threshold
         return cls(router, granularity, threshold, answer_by, guard, params)
+
+
+def default_answer_by(granularity: Granularity) -> AnswerBy:
+    """Who writes what follows the thinking where a request does not say."""
+    return "llm" if granularity == "step" else "router"
 
 
 class Policy:

@@ -24,6 +24,7 @@ from r2r_glimp.evaluation.summary import Result
 from r2r_glimp.evaluation.system import BASELINES, FREE, ORACLE, System
 from r2r_glimp.evaluation.task import Task
 from r2r_glimp.routing.calibration import search_shares, threshold_range
+from r2r_glimp.routing.policy import default_answer_by
 from r2r_glimp.routing.routers import Router
 
 
@@ -58,13 +59,16 @@ class Job:
         self.quiet = quiet
 
     def run(self) -> list[Result]:
-        """Every system's answers; where no shares are wanted, random at each one's rate."""
+        """Every system's answers; where no shares are wanted, random at each one's share."""
         results = [self._answer(system) for system in self._systems()]
         if "random" in self.wanted.routers and not self.wanted.chosen.shares:
             for result in tuple(results):
-                rate = result.deferral_rate
-                if result.system.granularity and result.system.router != ORACLE and rate:
-                    results.append(self._answer(result.system.matched_by_random(round(rate, 4))))
+                system = result.system
+                if system.granularity is None or system.router == ORACLE:
+                    continue
+                answer_by = self.setting.routing.answer_by or default_answer_by(system.granularity)
+                if rate := round(result.random_rate(answer_by), 4):
+                    results.append(self._answer(system.matched_by_random(rate)))
         return results
 
     def _systems(self) -> list[System]:
@@ -157,6 +161,7 @@ class Job:
             router = make_router(system.router)
         total = len(self.task.questions) * self.setting.repeats
         done = len(self.store.answered(system.slug))
+        self.engine.kv.forget_all()  # no system pays less for coming later
         started = time.monotonic()
         try:
             with self._progress(system, total, done) as advance:

@@ -21,7 +21,7 @@ class SystemOptions:
     Args:
         routers: slm, llm, random, entropy, margin, oracle, or the folder or Hub id of a trained
             router. By default slm, llm and --router; without it slm, llm, random, entropy, and the
-            bundled pair's trained ones. Without --shares, random has the rate of each other system.
+            bundled pair's trained ones. Without --shares, random gets the share of every other one.
         granularities: token and step; by default --granularity, else both. A trained router has
             its own.
         shares: LLM shares that a threshold is found for, on prompts that are not evaluated.
