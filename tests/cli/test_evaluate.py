@@ -131,7 +131,7 @@ def test_a_failed_answer_is_an_exit_code_and_tried_again(evaluate, tmp_path, mon
         assert "2 of 2 answers failed (not graded: it broke)" in result.err
         assert evaluate(*argv, "--allow_errors").code == 0
     result = evaluate(*argv)
-    assert result.code == 0 and "failed" not in result.err + result.out
+    assert result.code == 0 and "answers failed" not in result.err + result.out
 
 
 def test_random_follows_a_given_threshold(evaluate, tmp_path):
