@@ -24,6 +24,7 @@ EXAMPLES = (
     "checkpoints/abacus-token-router",
     "answers.jsonl --show 2",
     "answers.jsonl --html answers.html",
+    "trace.jsonl --signals",
 )
 
 
@@ -39,6 +40,8 @@ def build_parser() -> Parser:
     text = "of a JSONL file: draw all outputs into this page"
     parser.add_argument("--html", type=str | None, metavar="FILE", help=text)
     parser.add_flag(parser, "overwrite", "replace that page if it is there")
+    text = "of a JSONL file: H_init, and what the SLM says of steps once they are written"
+    parser.add_flag(parser, "signals", text)
     parser.add_flag(parser, "no_color", "mark the LLM's text by brackets instead of colour")
     parser.add_flag(parser, "json", "one JSON object on stdout")
     return parser
@@ -66,8 +69,9 @@ def _look(thing: str, options: Namespace) -> tuple[dict[str, Any], str]:
         from r2r_glimp.cli import recorded
 
         return recorded.inspect(path, options, sys.stdout)
-    if options.html is not None:
-        raise UsageError(f"--html draws recorded outputs, and {thing} is no JSONL file")
+    for name in ("html", "signals"):
+        if options[name]:
+            raise UsageError(f"--{name} is for recorded outputs, and {thing} is no JSONL file")
     from r2r_glimp.cli import checkpoints
 
     if path.suffix in (".yaml", ".yml") or (thing in preset_names() and not path.is_dir()):
