@@ -38,7 +38,7 @@ def inspect(path: Path, options: Namespace, stream: TextIO) -> tuple[Record, str
             raise UsageError(f"--html {page} is the file that is read: give another")
         check_writable(page, overwrite=options.overwrite, option="--html")
     records = read_outputs(path)
-    facts = {"kind": "outputs", "name": str(path)} | summarize(records)
+    facts: Record = {"kind": "outputs", "name": str(path)} | summarize(records)
     marks = Marks(stream, color=use_color(stream, no_color=options.no_color))
     if page is not None:
         write_report(page, path.name, records, _summary(facts))

@@ -99,7 +99,8 @@ def summarise_signals(steps: Sequence[StepSignals]) -> list[SignalSummary]:
 
 
 def _steps_of(record: Record, delimiter: str) -> Iterator[StepSignals]:
-    rows, texts, logprobs = (record.get(key) for key in ("trace", "token_texts", "logprobs"))
+    rows, texts = record.get("trace"), record.get("token_texts")
+    logprobs: list[Any] = record.get("logprobs") or []
     if not rows or not texts or not _are_logprobs(logprobs, len(texts)):
         raise DataError(f"output {record.get('id', '?')}: no trace with logprobs: {_HOW}")
     pattern, tags = delimiter_pattern(delimiter), ThinkTags()
