@@ -160,3 +160,18 @@ def test_what_contradicts_itself(evaluate):
     assert "--thresholds" in evaluate("--threshold", "0.5").error
     assert "--entropy_top_k" in evaluate("--entropy_top_k", "20", "--routers", "slm").error
     assert "out of range" in evaluate("--grader_timeout", "0").error
+
+
+def test_random_alone_has_a_threshold_of_its_own(evaluate):
+    for argv, wanted in ((("--routers=random", "--thresholds=0.3"), 0.3),
+                         (("--router=random", "--threshold=0.4"), 0.4)):  # fmt: skip
+        result = evaluate(*argv, "--granularities=step", "--limit=3", "--json", "--overwrite")
+        assert result.code == 0, result.err
+        rows = json.loads(result.out)["rows"]
+        assert [r["threshold"] for r in rows if r["router"] == "random"] == [wanted]
+
+
+def test_no_router_is_left(evaluate):
+    argv = ("--routers", "checkpoints/abacus-step-router", "--granularities", "token")
+    result = evaluate(*argv, "--limit=3")
+    assert result.code == 2 and "no system is left" in result.err

@@ -15,7 +15,7 @@ from r2r_glimp.cli.evaluation.options import Comparison
 from r2r_glimp.cli.options import make_router
 from r2r_glimp.cli.progress import progress
 from r2r_glimp.cli.requests import Request
-from r2r_glimp.core import Granularity
+from r2r_glimp.core import Granularity, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.evaluation.cost import count_parameters
 from r2r_glimp.evaluation.run import Setting, answer_all
@@ -59,9 +59,19 @@ class Job:
         self.quiet = quiet
 
     def run(self) -> list[Result]:
-        """Every system's answers; where no shares are wanted, random at each one's share."""
-        results = [self._answer(system) for system in self._systems()]
-        if "random" in self.wanted.routers and not self.wanted.chosen.shares:
+        """Every system's answers; where no shares are wanted, random at each one's share.
+
+        Raises:
+            UsageError: no router is made for the granularity that is wanted.
+        """
+        systems = self._systems()
+        if not systems:
+            raise UsageError(
+                f"no system is left: none of {', '.join(self.wanted.routers)} decides per "
+                f"{' or '.join(self._granularities())}"
+            )
+        results = [self._answer(system) for system in systems]
+        if self._random_follows:
             for result in tuple(results):
                 system = result.system
                 if system.granularity is None or system.router == ORACLE:
@@ -70,6 +80,13 @@ class Job:
                 if rate := round(result.random_rate(answer_by), 4):
                     results.append(self._answer(system.matched_by_random(rate)))
         return results
+
+    @property
+    def _random_follows(self) -> bool:
+        """Whether random decisions are made at the shares of other systems."""
+        names = self.wanted.routers
+        others = [name for name in names if name not in (*BASELINES, ORACLE, "random")]
+        return "random" in names and bool(others) and not self.wanted.chosen.shares
 
     def _systems(self) -> list[System]:
         """The cross product, thresholds found where shares are wanted."""
@@ -98,8 +115,8 @@ class Job:
             System(router=name, granularity=granularity, threshold=t, target_share=share)
             for share, t in self._thresholds(name, granularity, shares).items()
         ]
-        if name == "random":
-            return points  # without shares, it follows the other systems
+        if name == "random" and self._random_follows:
+            return points
         own = self.routers[name].threshold(granularity)
         given = tuple(map(float, chosen.thresholds))
         if name == wanted.router.router and wanted.threshold is not None:
