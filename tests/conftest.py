@@ -1,4 +1,5 @@
-"""What all tests share: one thread, no network, the abacus tokenizer and tiny random models."""
+"""What all tests share: one thread, no network, the abacus tokenizer, tiny random models, and without
+a GPU Triton's interpreter."""
 
 import os
 
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when somebody first imports Triton
+
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from r2r_glimp.abacus.tokenizer import build_tokenizer
