@@ -1,5 +1,5 @@
-"""What all tests share: one thread, no network, the abacus tokenizer, tiny random models, and without
-a GPU Triton's interpreter."""
+"""What all tests share: one thread, no network, the abacus tokenizer, tiny random models, and
+Triton's interpreter where there is no GPU."""
 
 import os
 

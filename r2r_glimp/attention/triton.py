@@ -32,7 +32,6 @@ LONG = 64  # new tokens from which on a row attends by torch
 MAX_TILE = 64  # queries of a program
 MAX_SPLITS = 32
 MIN_PART = 256  # tokens of context that are worth a program
-_HALF = (torch.bfloat16, torch.float16)
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 assert kernels.BLOCK.value == BLOCK_SIZE
@@ -62,7 +61,7 @@ class TritonBackend(GatherBackend):
         )
         # Triton's interpreter takes bf16 for integers in a product.
         self.dot = _DTYPES[dtype if on_gpu else torch.float32]
-        self.varlen = find_varlen() if on_gpu and dtype in _HALF else None
+        self.varlen = find_varlen(dtype) if on_gpu else None
         self.reads_tables = on_gpu and _flash_reads_small_pages()
 
     def plan(self, rows: list[Row]) -> "TritonBatch":  # type: ignore[override]
@@ -241,7 +240,9 @@ class _LongRows:
         keys, values = backend.keys[layer], backend.values[layer]
         options: dict[str, Any] = {}
         if backend.reads_tables:
-            keys, values = (x.unflatten(1, (-1, BLOCK_SIZE)).permute(1, 2, 0, 3) for x in (keys, values))
+            keys, values = (
+                x.unflatten(1, (-1, BLOCK_SIZE)).permute(1, 2, 0, 3) for x in (keys, values)
+            )
             options = {"seqused_k": self.lengths_N, "block_table": self.tables_NP}
         else:
             keys, values = (x.index_select(1, self.slots_X).transpose(0, 1) for x in (keys, values))
@@ -280,8 +281,11 @@ def _short(tensors: BatchTensors, rows: list[Row]) -> BatchTensors | None:
     )
 
 
-def find_varlen() -> Callable[..., Tensor] | None:
-    """torch's varlen attention, if this torch has the one that takes a scale and a window."""
+def find_varlen(dtype: torch.dtype) -> Callable[..., Any] | None:
+    """torch's varlen attention, if this torch has the one that takes a scale and a window; it knows
+    half precision alone."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

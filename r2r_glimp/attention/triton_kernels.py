@@ -11,6 +11,9 @@ Triton's interpreter (TRITON_INTERPRET=1) they are checked against the gather ba
 Shape suffixes in comments: M queries of a tile, C context of a step, D head size.
 """
 
+# Triton reads annotations as code of the kernel, so there are none.
+# mypy: disable-error-code="no-untyped-def"
+
 import triton
 import triton.language as tl
 

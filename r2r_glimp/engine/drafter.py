@@ -10,8 +10,8 @@ accepted. What the LLM would have written alone is what is written: no text chan
 """
 
 from r2r_glimp.core import Model
-from r2r_glimp.engine.passes import Passes
-from r2r_glimp.engine.sampling import Stream, sample, uniform
+from r2r_glimp.engine.passes import Passes, sampled
+from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 
@@ -37,13 +37,14 @@ class Drafter:
             s for s in sequences if self._num_wanted(s) > 0 and s.num_outstanding(Model.SLM)
         ]
         while drafting:
-            batch, rows = self.passes.run(Model.SLM, drafting)
+            batch, rows = self.passes.run(Model.SLM, drafting, Stream.LLM)
             batch = [one for one in batch if one.sequence.num_outstanding(Model.SLM) == 0]
             if not batch:
                 return
             ready = [one.sequence for one in batch]
-            tokens = sample(
-                rows.logits_RV[[one.wanted[-1] for one in batch]],
+            rows = rows.pick([one.wanted[-1] for one in batch])
+            tokens = sampled(
+                rows,
                 [s.sampling for s in ready],
                 [uniform(s.seed, len(s.tokens) + s.num_drafts, Stream.LLM) for s in ready],
             )

@@ -20,6 +20,7 @@ from r2r_glimp.core import (
 )
 from r2r_glimp.engine.decider import Decider
 from r2r_glimp.engine.drafter import Drafter
+from r2r_glimp.engine.graphs import make_graphs
 from r2r_glimp.engine.intake import Intake
 from r2r_glimp.engine.memory import num_blocks_for, parse_bytes
 from r2r_glimp.engine.passes import Passes
@@ -91,7 +92,8 @@ class Engine:
         self.intake = Intake(pair, self.tags, self.kv.capacity)
         self.scheduler = Scheduler(self.kv, max_batch=max_batch, max_batch_tokens=max_batch_tokens)
         self.writer = Writer(pair, self.tags, self.scheduler, self.room)
-        passes = Passes(self.runners, self.scheduler, self.writer)
+        graphs = make_graphs(self.runners, self.router, max_batch, self.room)
+        passes = Passes(self.runners, self.scheduler, self.writer, graphs, self.router)
         self.tick = Tick(
             scheduler=self.scheduler,
             passes=passes,

@@ -11,9 +11,9 @@ import torch
 from r2r_glimp.core import Model
 from r2r_glimp.engine.decider import Decider
 from r2r_glimp.engine.drafter import Drafter
-from r2r_glimp.engine.passes import Computed, Passes
+from r2r_glimp.engine.passes import Computed, Passes, sampled
 from r2r_glimp.engine.runner import Rows
-from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
+from r2r_glimp.engine.sampling import Stream, token_logprob, uniform
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.engine.writer import Writer
@@ -73,7 +73,7 @@ class Tick:
         for sequence in candidates:
             self.writer.sync(sequence, model)
         ready: list[tuple[Sequence, range]] = []
-        batch, rows = self.passes.run(model, candidates)
+        batch, rows = self.passes.run(model, candidates, Stream(model))
         for one in batch:
             sequence, picked = one.sequence, one.wanted
             if model is Model.LLM and sequence.traces_llm:
@@ -89,8 +89,7 @@ class Tick:
     def _choose(self, model: Model, ready: list[tuple[Sequence, range]], rows: Rows) -> None:
         """Sample from each sequence's rows; the SLM's proposals at decision points are scored
         first."""
-        index = [i for _, picked in ready for i in picked]
-        logits_RV = rows.logits_RV[index]
+        rows = rows.pick([i for _, picked in ready for i in picked])
         stream = Stream(model)
         params = [s.sampling for s, picked in ready for _ in picked]
         draws = [
@@ -98,17 +97,15 @@ class Tick:
             for s, picked in ready
             for i in range(len(picked))
         ]
-        sampled = sample(logits_RV, params, draws)
+        tokens = sampled(rows, params, draws)
         deferred: set[int] = set()
         if model is Model.SLM:
-            layers = {layer: hidden_RH[index] for layer, hidden_RH in rows.layers.items()}
-            proposals = Rows(rows.hidden_RH[index], logits_RV, layers)
-            deferred = self.decider.deferred([s for s, _ in ready], sampled, proposals)
+            deferred = self.decider.deferred([s for s, _ in ready], tokens, rows)
         offset = 0
         for i, (sequence, picked) in enumerate(ready):
             first, offset = offset, offset + len(picked)
             if i not in deferred:
-                self._write(sequence, model, sampled[first:offset], logits_RV[first:offset])
+                self._write(sequence, model, tokens[first:offset], rows.logits_RV[first:offset])
 
     def _write(
         self, sequence: Sequence, model: Model, tokens: list[int], logits_RV: torch.Tensor

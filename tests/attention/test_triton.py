@@ -1,5 +1,5 @@
-"""The Triton kernels compute what the gather backend computes: on a GPU, or on the CPU under Triton's
-interpreter."""
+"""The Triton kernels compute what the gather backend computes: on a GPU, or under Triton's
+interpreter on the CPU."""
 
 import math
 import random
@@ -65,7 +65,10 @@ class Bench:
         self.spec, self.device, self.dtype = spec, device, dtype
         self.gather = GatherBackend([spec], NUM_BLOCKS, dtype, device)
         self.triton = TritonBackend([spec], NUM_BLOCKS, dtype, device)
-        for plane, other in ((self.gather.keys, self.triton.keys), (self.gather.values, self.triton.values)):
+        for plane, other in (
+            (self.gather.keys, self.triton.keys),
+            (self.gather.values, self.triton.values),
+        ):
             plane[0].copy_(torch.randn(plane[0].shape))
             other[0].copy_(plane[0])
         free = random.Random(0).sample(range(1, NUM_BLOCKS + 1), NUM_BLOCKS)
@@ -157,7 +160,9 @@ def test_padding_writes_nothing_and_gives_zeros(num_real: int, device: torch.dev
     ).to(device)
 
     def spread(x_TQD: Tensor) -> Tensor:
-        return torch.full((16, *x_TQD.shape[1:]), torch.nan, device=device).index_copy(0, place, x_TQD)
+        return torch.full((16, *x_TQD.shape[1:]), torch.nan, device=device).index_copy(
+            0, place, x_TQD
+        )
 
     before = bench.triton.keys[0].clone()
     out = bench.triton.bind(buffer.tensors(4)).attend(
@@ -188,7 +193,9 @@ def varlen_by_hand(
         if block_table is not None:
             assert seqused_k is not None and cu_seq_k is None and block_table.dtype is torch.int32
             pages = -(-int(seqused_k[i]) // key.shape[1])
-            k, v = (x[block_table[i, :pages].long()].flatten(0, 1)[: seqused_k[i]] for x in (key, value))
+            k, v = (
+                x[block_table[i, :pages].long()].flatten(0, 1)[: seqused_k[i]] for x in (key, value)
+            )
         else:
             assert cu_seq_k is not None
             k, v = (x[cu_seq_k[i] : cu_seq_k[i + 1]] for x in (key, value))

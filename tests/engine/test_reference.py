@@ -90,7 +90,7 @@ requests = st.builds(
     prefix_cache=st.booleans(),
 )
 def test_engine_equals_reference(
-    engine_pair: ModelPair,
+    path_pair: ModelPair,
     plain_pair: ModelPair,
     words: list[int],
     batch: list[Request],
@@ -102,7 +102,7 @@ def test_engine_equals_reference(
     prefix_cache: bool,
 ) -> None:
     engine = Engine(
-        engine_pair,
+        path_pair,
         kv_memory=num_blocks * BLOCK_SIZE * BYTES_PER_TOKEN,
         max_batch=max_batch,
         max_batch_tokens=max_batch_tokens,

@@ -1,0 +1,70 @@
+"""Which backend a model attends by: chosen once, at construction, and named."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from r2r_glimp.attention.gather import GatherBackend
+from r2r_glimp.attention.native import NativeBackend
+from r2r_glimp.attention.paged import LayerSpec
+from r2r_glimp.native.library import SUFFIXES, Library, load_library
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """A backend to be made once the number of blocks is known."""
+
+    name: str  # for people
+    make: Callable[[list[LayerSpec], int], GatherBackend]
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, kernels: str) -> BackendChoice:
+    """The fastest backend for a device and a dtype; the reference if `kernels` is "torch".
+
+    Where a faster one should be had and is not, a warning says why.
+    """
+
+    def gather(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:
+        return GatherBackend(layers, num_blocks, dtype, device)
+
+    if kernels != "torch":
+        fast = _triton(device, dtype) if device.type == "cuda" else _native(dtype)
+        if fast is not None:
+            return fast
+    return BackendChoice("gathered attention", gather)
+
+
+def _triton(device: torch.device, dtype: torch.dtype) -> BackendChoice | None:
+    if find_spec("triton") is None:
+        log.warning(
+            "Triton is not installed: attention gathers pages, there are no CUDA graphs, and both "
+            "are slower; pip install the triton that your torch names, or kernels=torch to "
+            "silence this"
+        )
+        return None
+    from r2r_glimp.attention.triton import TritonBackend, find_varlen
+
+    def make(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:
+        return TritonBackend(layers, num_blocks, dtype, device)
+
+    by_torch = find_varlen(dtype) is not None
+    return BackendChoice("Triton paged attention" + ", torch varlen for prompts" * by_torch, make)
+
+
+def _native(dtype: torch.dtype) -> BackendChoice | None:
+    if dtype not in SUFFIXES:
+        return None
+    library = load_library()
+    if not isinstance(library, Library):
+        log.warning("no native kernels, attention gathers pages and is slower: %s", library)
+        return None
+
+    def make(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:
+        return NativeBackend(library, layers, num_blocks, dtype)
+
+    return BackendChoice("native paged attention", make)
