@@ -47,6 +47,13 @@ def _triton(device: torch.device, dtype: torch.dtype) -> BackendChoice | None:
             "silence this"
         )
         return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        log.warning(
+            "%s has compute capability %d.%d and Triton's kernels take 8.0: attention gathers "
+            "pages, there are no CUDA graphs, and both are slower", device, *capability,
+        )  # fmt: skip
+        return None
     from r2r_glimp.attention.triton import TritonBackend, find_varlen
 
     def make(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:

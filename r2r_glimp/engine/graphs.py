@@ -239,6 +239,9 @@ class CudaCapture:
         return graph.replay
 
 
+NONE: tuple[Graphs | None, Graphs | None] = (None, None)
+
+
 def make_graphs(
     runners: tuple[ModelRunner, ModelRunner],
     router: Router,
@@ -253,26 +256,35 @@ def make_graphs(
         max_rows: sequences that run at once.
         max_lengths: tokens a timeline may have, for each model.
     """
-    captures: dict[torch.device, CudaCapture] = {}
+    captures: dict[torch.device, Capture | None] = {}
     graphs: list[Graphs | None] = []
     for runner, max_length in zip(runners, max_lengths, strict=True):
         device, bind = runner.loaded.device, getattr(runner.backend, "bind", None)
-        if bind is None or device.type != "cuda":
-            graphs.append(None)
-        elif graphs and runner is runners[0]:
+        if device not in captures:
+            captures[device] = capture_on(device)
+        capture = captures[device]
+        if graphs and runner is runners[0]:
             graphs.append(graphs[0])
+        elif bind is None or capture is None:
+            graphs.append(None)
         elif reason := obstacle(runner.model):
             log.warning("%s runs without CUDA graphs and is slower: %s", runner.loaded.name, reason)
             graphs.append(None)
         else:
-            capture = captures.setdefault(device, CudaCapture(device))
-            graphs.append(Graphs(runner, bind, max_rows, max_length, capture))
+            made = Graphs(runner, bind, max_rows, max_length, capture)
+            runner.paths += f", CUDA graphs for up to {made.sizes[-1]} rows"
+            graphs.append(made)
     slm, llm = graphs
     if slm is not None:
         slm.warm_up(router if router.capturable else None, NEW[:1])
     if llm is not None:
         llm.warm_up(None)
     return slm, llm
+
+
+def capture_on(device: torch.device) -> Capture | None:
+    """What captures on a device; None where nothing can be captured."""
+    return CudaCapture(device) if device.type == "cuda" else None
 
 
 def obstacle(model: PreTrainedModel) -> str | None:

@@ -27,6 +27,7 @@ from r2r_glimp.core import CheckpointError, EngineError
 from r2r_glimp.models.adapters import check_adapter, merge_adapter
 from r2r_glimp.models.files import check_model_folder
 from r2r_glimp.models.fingerprint import Fingerprint, hash_files, hash_values
+from r2r_glimp.models.placement import check_dtype
 from r2r_glimp.models.source import locate, one_line
 from r2r_glimp.models.vocabulary import tokenizer_sha256
 
@@ -68,6 +69,9 @@ def load_model(
     for adapter_folder in adapter_folders:
         check_adapter(adapter_folder)
     config = _load_config(folder, trust_remote_code)
+    said = getattr(config.get_text_config(), "dtype", None) if dtype == "auto" else dtype
+    if isinstance(said, torch.dtype):
+        check_dtype(device, said)
     tokenizer = _load_tokenizer(folder, config, trust_remote_code)
     model = _load_weights(folder, config, device, dtype, trust_remote_code)
     for adapter_folder in adapter_folders:

@@ -73,3 +73,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device={str(device)!r} was asked for, but there are {count} GPUs (cuda:0 on)"
         )
     return torch.device("cuda", index)
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UsageError if a device cannot compute in these numbers."""
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        raise UsageError(
+            f"bfloat16 is not to be had on {device} ({torch.cuda.get_device_name(device)}, compute "
+            f"capability {capability[0]}.{capability[1]}, it takes 8.0): use --dtype float16 or "
+            "float32"
+        )

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from r2r_glimp.engine import engine as engine_module
 from r2r_glimp.models import LoadedModel, ModelPair
-from tests.engine.fixed import uncaptured_graphs
+from tests.engine.fixed import run_uncaptured
 
 WORDS = (
     "Sum",
@@ -119,5 +118,5 @@ def path_pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "cuda":
         return request.getfixturevalue("cuda_pair")
     if request.param == "fixed":
-        monkeypatch.setattr(engine_module, "make_graphs", uncaptured_graphs)
+        run_uncaptured(monkeypatch)
     return request.getfixturevalue("engine_pair")

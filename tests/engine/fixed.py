@@ -1,16 +1,18 @@
 """Passes of fixed shape without a GPU: their bodies run as they are, over plain torch that reads
 the same static tensors as the kernels do."""
 
+from functools import partial
+
+import pytest
 import torch
 from torch import Tensor
 
 from r2r_glimp.attention.gather import GatherBackend, _attend
 from r2r_glimp.attention.paged import LayerSpec, PagedContext
 from r2r_glimp.attention.rows import BatchTensors
-from r2r_glimp.engine.graphs import Body, Graphs
+from r2r_glimp.engine import graphs
 from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.kv.pool import BLOCK_SIZE
-from r2r_glimp.routing.routers import Router
 
 
 class StaticGather:
@@ -57,31 +59,23 @@ class StaticGather:
         return out_TQD
 
 
-def run_as_it_is(body: Body) -> Body:
+def run_as_it_is(body: graphs.Body) -> graphs.Body:
     """In the place of a capture."""
     body()  # as a capture does: on padding alone
     return body
 
 
-def uncaptured(runner: ModelRunner, max_rows: int, max_length: int) -> Graphs:
+def bind(backend: GatherBackend, tensors: BatchTensors) -> PagedContext:
+    return StaticGather(backend, tensors)
+
+
+def run_uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every engine from here on run passes of fixed shape where it can."""
+    monkeypatch.setattr(graphs, "capture_on", lambda device: run_as_it_is)
+    monkeypatch.setattr(GatherBackend, "bind", bind, raising=False)
+
+
+def uncaptured(runner: ModelRunner, max_rows: int, max_length: int) -> graphs.Graphs:
     backend = runner.backend
     assert backend is not None
-
-    def bind(tensors: BatchTensors) -> PagedContext:
-        return StaticGather(backend, tensors)
-
-    return Graphs(runner, bind, max_rows, max_length, run_as_it_is)
-
-
-def uncaptured_graphs(
-    runners: tuple[ModelRunner, ModelRunner],
-    router: Router,
-    max_rows: int,
-    max_lengths: list[int],
-) -> tuple[Graphs, Graphs]:
-    """In the place of `make_graphs`."""
-    slm, llm = (
-        uncaptured(runner, max_rows, length)
-        for runner, length in zip(runners, max_lengths, strict=True)
-    )
-    return slm, llm
+    return graphs.Graphs(runner, partial(bind, backend), max_rows, max_length, run_as_it_is)

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from r2r_glimp.attention.gather import Row
 from r2r_glimp.core import Model, RoutingParams, SamplingParams
-from r2r_glimp.engine import engine as engine_module
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.graphs import MAX_TOKENS, NEW, Body, Draws, FixedPass, Graphs, obstacle
 from r2r_glimp.engine.runner import ModelRunner
@@ -28,7 +27,7 @@ from r2r_glimp.routing.routers import (
     named_router,
 )
 from r2r_glimp.routing.signals import Signals
-from tests.engine.fixed import run_as_it_is, uncaptured, uncaptured_graphs
+from tests.engine.fixed import run_as_it_is, run_uncaptured, uncaptured
 from tests.tiny import make_tiny_model
 
 GREEDY, HOT = SamplingParams(), SamplingParams(temperature=1.3, top_p=0.9, top_k=40, seed=3)
@@ -199,7 +198,7 @@ def test_an_engine_writes_the_same_tokens(
     expected = Engine(engine_pair, kv_memory="1MiB", router=router).generate(
         prompts, samplings, routing
     )
-    monkeypatch.setattr(engine_module, "make_graphs", uncaptured_graphs)
+    run_uncaptured(monkeypatch)
     seen = counting(monkeypatch)
     engine = Engine(engine_pair, kv_memory="1MiB", router=router, max_batch=num_requests)
     got = engine.generate(prompts, samplings, routing)
@@ -222,7 +221,7 @@ def test_speculation_runs_on_fixed_shapes(
     sampling = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=1)
     routing = RoutingParams(router="llm", speculate=3)
     wanted = Engine(engine_pair, kv_memory="1MiB").generate([words[:5]], sampling, routing)
-    monkeypatch.setattr(engine_module, "make_graphs", uncaptured_graphs)
+    run_uncaptured(monkeypatch)
     seen = counting(monkeypatch)
     got = Engine(engine_pair, kv_memory="1MiB").generate([words[:5]], sampling, routing)
     assert got[0].token_ids == wanted[0].token_ids
@@ -234,7 +233,7 @@ def test_a_router_that_reads_back_is_scored_outside(
 ) -> None:
     sampling = SamplingParams(max_tokens=20, ignore_eos=True)
     router = ReplayRouter([3, 4, 11])
-    monkeypatch.setattr(engine_module, "make_graphs", uncaptured_graphs)
+    run_uncaptured(monkeypatch)
     seen = counting(monkeypatch)
     output = Engine(engine_pair, kv_memory="1MiB", router=router).generate([words[:5]], sampling)[0]
     assert [i for i, source in enumerate(output.sources) if source == "llm"] == [3, 4, 11]
@@ -264,11 +263,21 @@ def test_a_model_that_cannot_be_captured_runs_ragged_and_says_so(
     ]
 
 
-def test_what_the_config_forbids_to_capture(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_the_config_forbids_to_capture(
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert obstacle(make_tiny_model("llama", tokenizer)) is None
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     model = make_tiny_model("llama", tokenizer, rope_parameters=rope)
     assert "rope_type dynamic" in (obstacle(model) or "")
+    loaded = LoadedModel.from_model(model, tokenizer, name="stretched")
+    run_uncaptured(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(ModelPair(slm=loaded, llm=loaded), kv_memory="1MiB")
+    assert "stretched runs without CUDA graphs and is slower" in caplog.text
+    assert engine.tick.passes.graphs == (None, None)
 
 
 def test_a_layer_asked_for_later_makes_new_passes(runner: ModelRunner) -> None:
@@ -304,7 +313,7 @@ def test_both_roles_played_by_one_model(
     make_pair, words: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slm = make_pair().slm
-    monkeypatch.setattr(engine_module, "make_graphs", uncaptured_graphs)
+    run_uncaptured(monkeypatch)
     engine = Engine(ModelPair(slm=slm, llm=slm), kv_memory="1MiB", router=RandomRouter())
     assert engine.runners[Model.SLM] is engine.runners[Model.LLM]
     sampling = SamplingParams(max_tokens=30, ignore_eos=True, seed=0)
@@ -314,3 +323,23 @@ def test_both_roles_played_by_one_model(
     )
     assert {*routed.sources} == {"slm", "llm"}
     assert routed.token_ids == alone.token_ids
+
+
+def test_an_engine_warms_up_and_names_its_path(
+    engine_pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "CUDA graphs" not in Engine(engine_pair, kv_memory="1MiB").runners[0].paths
+    run_uncaptured(monkeypatch)
+    router = MarginRouter()
+    engine = Engine(engine_pair, kv_memory="1MiB", max_batch=3, router=router)
+    assert engine.runners[0].paths.endswith(", CUDA graphs for up to 3 rows")
+    slm, llm = engine.tick.passes.graphs
+    assert slm is not None and llm is not None
+    assert {(s.num_rows, s.num_new, s.router) for s in slm.passes} == {
+        (rows, 1, router) for rows in (1, 2, 3)
+    }
+    assert {(s.num_rows, s.num_new, s.router) for s in llm.passes} == {
+        (rows, new, None) for rows in (1, 2, 3) for new in NEW
+    }
+    off = Engine(engine_pair, kv_memory="1MiB", graphs=False)
+    assert off.tick.passes.graphs == (None, None)
