@@ -52,14 +52,21 @@ class RowBuffer:
     ) -> None:
         N, T, P = num_rows, num_tokens, table_width
         sizes = (2 * N * num_columns, T, T, T, N, N, N, N, N * P)
+        # Parts begin at multiples of 16 bytes, or Triton would compile for every alignment.
+        padded = [-(-size // 4) * 4 for size in sizes]
         on_gpu = device.type == "cuda"
-        self.host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=on_gpu)
-        self.tensor = self.host.to(device)
-        columns, ids, positions, slots, first, room, new, lengths, tables = self.tensor.split(sizes)
+        self.host = torch.zeros(sum(padded), dtype=torch.int32, pin_memory=on_gpu)
+        self.tensor = torch.empty_like(self.host, device=device) if on_gpu else self.host
+        self._sent = torch.cuda.Event() if on_gpu else None
+        columns, ids, positions, slots, first, room, new, lengths, tables = (
+            part[:size] for part, size in zip(self.tensor.split(padded), sizes, strict=True)
+        )
         self.columns_CN = columns.view(torch.float64).view(num_columns, N)
         self.ids_T, self.positions_T = ids, positions
         self._views = (slots, first, room, new, lengths, tables.view(N, P))
-        parts = np.split(self.host.numpy(), np.cumsum(sizes)[:-1])
+        parts = [
+            part[:size].numpy() for part, size in zip(self.host.split(padded), sizes, strict=True)
+        ]
         self._columns = parts[0].view(np.float64).reshape(num_columns, N)
         self._parts = (*parts[1:-1], parts[-1].reshape(N, P))
 
@@ -77,6 +84,8 @@ class RowBuffer:
             room: tokens every row takes up; None packs them.
             columns: one list per column, a number for each row.
         """
+        if self._sent is not None:
+            self._sent.synchronize()  # what was filled before may still be on its way
         ids, positions, slots, first, room_of, new, lengths, tables = self._parts
         ids.fill(0)
         positions.fill(0)
@@ -105,7 +114,7 @@ class RowBuffer:
             column[: len(values)] = values
 
     def send(self) -> None:
-        """Bring the batch to the device; the host's side must not be filled again before it is
-        there."""
-        if self.tensor is not self.host:
+        """Bring the batch to the device."""
+        if self._sent is not None:
             self.tensor.copy_(self.host, non_blocking=True)
+            self._sent.record()

@@ -29,7 +29,6 @@ from r2r_glimp.attention.rows import BatchTensors, RowBuffer
 from r2r_glimp.kv.pool import BLOCK_SIZE
 
 LONG = 64  # new tokens from which on a row attends by torch
-MAX_TILE = 64  # queries of a program
 MAX_SPLITS = 32
 MIN_PART = 256  # tokens of context that are worth a program
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -108,12 +107,13 @@ class TritonBackend(GatherBackend):
         num_rows, table_width = rows.tables_NP.shape
         group = num_heads // spec.kv_heads
         # a product of tensor cores has 16 rows at least
-        tile = min(MAX_TILE, max(16, triton.next_power_of_2(rows.max_room * group)))
-        tiles = triton.cdiv(rows.max_room * group, tile)
-        splits = self.num_splits(tiles * num_rows * spec.kv_heads, table_width * BLOCK_SIZE)
         head_dim, value_dim = (
             max(16, triton.next_power_of_2(d)) for d in (spec.head_dim, spec.value_dim)
         )
+        step = 64 if head_dim <= 128 and keys.dtype.itemsize == 2 else 32  # fits shared memory
+        tile = min(step, max(16, triton.next_power_of_2(rows.max_room * group)))
+        tiles = triton.cdiv(rows.max_room * group, tile)
+        splits = self.num_splits(tiles * num_rows * spec.kv_heads, table_width * BLOCK_SIZE)
         to, lse = out_TQD, query_TQD
         if splits > 1:
             to = torch.empty((splits, *out_TQD.shape), dtype=torch.float32, device=self.device)
@@ -128,7 +128,7 @@ class TritonBackend(GatherBackend):
             HEAD_DIM=head_dim,
             VALUE_DIM=value_dim,
             TILE=tile,
-            STEP=64 if head_dim <= 128 and keys.dtype.itemsize == 2 else 32,
+            STEP=step,
             SPLITS=splits,
             HAS_WINDOW=spec.sliding_window is not None,
             HAS_SOFTCAP=spec.softcap is not None,
@@ -307,6 +307,7 @@ def _fits_varlen(spec: LayerSpec) -> bool:
         and not spec.has_sinks
         and spec.head_dim == spec.value_dim
         and spec.head_dim <= 256
+        and spec.head_dim % 8 == 0
     )
 
 

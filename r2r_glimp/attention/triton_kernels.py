@@ -166,7 +166,8 @@ def attend(
     there = inside[:, None] & (dv < value_dim)[None, :]
     tl.store(out + to[:, None] * value_dim + dv[None, :], out_MD, mask=there)
     if SPLITS > 1:
-        tl.store(lse + to, highest_M + tl.log(total_M), mask=inside)
+        log_M = tl.log(tl.where(total_M == 0.0, 1.0, total_M))
+        tl.store(lse + to, highest_M + log_M, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -157,8 +157,9 @@ class FixedPass:
         self.buffer = RowBuffer(
             shape.num_rows, shape.num_tokens, graphs.table_width, device, NUM_COLUMNS + 1
         )
-        self.buffer.fill([], shape.num_new)
-        self.buffer.send()
+        with self.runner.on_device():
+            self.buffer.fill([], shape.num_new)
+            self.buffer.send()
         self.tensors = self.buffer.tensors(shape.num_new)
         self.context = graphs.bind(self.tensors)
         self.result_N3 = torch.zeros(shape.num_rows, 3, dtype=torch.float64, device=device)
@@ -177,7 +178,7 @@ class FixedPass:
             self.outputs[name][: len(x_TX)].copy_(x_TX)
         if self.shape.num_new > 1:
             last_N = self.tensors.first_N + (self.tensors.new_N - 1).clamp_min(0)
-            hidden_TH, logits_TV = hidden_TH[last_N], logits_TV[last_N]
+            hidden_TH, logits_TV = (x.index_select(0, last_N) for x in (hidden_TH, logits_TV))
         columns_CN = self.buffer.columns_CN
         tokens_N = likeliest(logits_TV)
         if self.shape.drawn:
@@ -195,9 +196,10 @@ class FixedPass:
         """Fill, send, repeat, and read back the one tensor that the host needs."""
         S = self.shape.num_new
         told = columns(draws.params, draws.uniforms)
-        self.buffer.fill(rows, S, [*told, draws.router_uniforms])
-        self.buffer.send()
-        self.repeat()
+        with self.runner.on_device():
+            self.buffer.fill(rows, S, [*told, draws.router_uniforms])
+            self.buffer.send()
+            self.repeat()
         num_tokens = self.shape.num_tokens
         layers = {n: x[:num_tokens] for n, x in self.outputs.items() if isinstance(n, int)}
         everything = Rows(
@@ -234,7 +236,7 @@ class CudaCapture:
                     body()
             current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 body()
         return graph.replay
 

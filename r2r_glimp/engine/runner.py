@@ -127,7 +127,7 @@ class ModelRunner:
             offset += len(row.tokens)
             kept += range(offset - num_wanted, offset)
         device = self._device
-        with self._on_device():
+        with self.on_device():
             hidden_RH, logits_RV, layers = self.call(
                 torch.tensor(tokens, device=device),
                 torch.tensor(positions, device=device),
@@ -154,7 +154,7 @@ class ModelRunner:
         hidden, self._hidden = self._hidden[0], None
         return hidden, output.logits[0], {n: states[0] for n, states in self._layers.items()}
 
-    def _on_device(self) -> AbstractContextManager[object]:
+    def on_device(self) -> AbstractContextManager[object]:
         """Kernels are launched on the current device."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 

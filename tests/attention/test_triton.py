@@ -2,19 +2,32 @@
 interpreter on the CPU."""
 
 import math
+import os
 import random
+import subprocess
+import sys
 from array import array
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from r2r_glimp.attention.backends import BackendChoice
 from r2r_glimp.attention.gather import GatherBackend, Row
 from r2r_glimp.attention.paged import LayerSpec
 from r2r_glimp.attention.rows import RowBuffer
+from r2r_glimp.core import RoutingParams, SamplingParams
+from r2r_glimp.engine import graphs
+from r2r_glimp.engine import runner as runner_module
+from r2r_glimp.engine.engine import Engine
+from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.kv.pool import BLOCK_SIZE
+from r2r_glimp.models import LoadedModel, ModelPair
+from tests.tiny import make_tiny_model
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -145,6 +158,15 @@ def test_groups_of_query_heads(group: int, device: torch.device) -> None:
     Bench(device, SPEC, [(33, 1), (0, 6)], group=group).check()
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5])
+def test_every_part_of_a_buffer_is_aligned(num_rows: int, device: torch.device) -> None:
+    """Triton compiles a kernel anew for pointers that are not multiples of 16."""
+    buffer = RowBuffer(num_rows, num_rows + 1, 3, device, num_columns=3)
+    t = buffer.tensors(1)
+    parts = (t.slots_T, t.first_N, t.room_N, t.new_N, t.lengths_N, t.tables_NP, buffer.ids_T)
+    assert all(part.data_ptr() % 16 == 0 for part in (*parts, buffer.columns_CN))
+
+
 @pytest.mark.parametrize("num_real", [0, 1, 3])
 def test_padding_writes_nothing_and_gives_zeros(num_real: int, device: torch.device) -> None:
     """Tensors of a shape that never changes: 4 rows of 4 tokens, whatever is in them."""
@@ -254,3 +276,109 @@ def test_torchs_varlen_attention_is_what_we_take_it_for(
     )
     assert bench.triton.varlen is not None
     bench.check()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_parity runs them on the GPU")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "deepseek_v3", "gpt2"])
+def test_models_on_the_kernels(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = make_tiny_model(family, tokenizer, seed=3)
+    tokens = [random.Random(0).randrange(5, 300) for _ in range(37)]
+    expected = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    runner = ModelRunner(LoadedModel.from_model(model, tokenizer), "torch")
+    runner.backend = TritonBackend(runner.layers, 8, torch.float32, torch.device("cpu"))
+    table = array("i", [7, 2, 5])
+    got = [
+        runner.forward([Row(tokens[a:b], a, table)], [b - a]).logits_RV
+        for a, b in ((0, 20), (20, 36), (36, 37))
+    ]
+    assert (torch.cat(got) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_reference runs engines on the GPU")
+def test_an_engine_on_the_kernels_with_passes_of_fixed_shape(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the CUDA path but the capture: planes, plans, bound tensors, shapes, draws."""
+    slm, llm = (
+        LoadedModel.from_model(make_tiny_model("qwen3", tokenizer, seed), tokenizer)
+        for seed in (1, 2)
+    )
+    prompts = [[50, 60, 70], [81] * 17]
+    sampling = [
+        SamplingParams(max_tokens=6, seed=1),
+        SamplingParams(max_tokens=5, temperature=1, seed=0),
+    ]
+    options: dict[str, Any] = {"router": "random", "kv_memory": "1MiB", "max_batch": 2}
+
+    def run() -> list[tuple[list[int], list[str]]]:
+        engine = Engine(ModelPair(slm=slm, llm=llm), kernels="torch", **options)
+        outputs = engine.generate(prompts, sampling, RoutingParams(threshold=0.4))
+        return [(output.token_ids, list(output.sources)) for output in outputs]
+
+    expected = run()
+    choice = BackendChoice(
+        "Triton", lambda layers, n: TritonBackend(layers, n, torch.float32, torch.device("cpu"))
+    )
+    monkeypatch.setattr(runner_module, "choose_backend", lambda *_: choice)
+    monkeypatch.setattr(graphs, "capture_on", lambda device: lambda body: body)
+    assert run() == expected
+    assert {"slm", "llm"} == {source for _, sources in expected for source in sources}
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton.language as tl
+from r2r_glimp.attention import triton_kernels as kernels
+
+def check(kernel, arch, pointer, floats, **constants):
+    pointers = "query key value keys values out parts sinks".split()
+    integers = "slots first_of room_of new_of length_of tables".split()
+    kinds = {
+        **dict.fromkeys(pointers, f"*{pointer}"), **dict.fromkeys(integers, "*i32"),
+        "lse": "*fp32", "scaling": "fp32", "softcap": "fp32", **floats,
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    names = [parameter.name for parameter in kernel.params]
+    source = ASTSource(
+        kernel,
+        {name: kinds.get(name, "i32") for name in names},
+        {(names.index(name),): value for name, value in constants.items()},
+    )
+    made = compile(source, target=GPUTarget("cuda", arch, 32))
+    assert "cubin" in made.asm
+    print(kernel.fn.__name__, arch, made.metadata.shared, "mma" in made.asm["ptx"])
+
+sizes = dict(HEAD_DIM=128, VALUE_DIM=128)
+options = dict(HAS_WINDOW=True, HAS_SOFTCAP=True, HAS_SINKS=True, PRECISION="ieee")
+for arch in (80, 90):
+    check(kernels.attend, arch, "bf16", {"out": "*fp32"}, TILE=16, STEP=64, SPLITS=8,
+          DOT=tl.bfloat16, **sizes, **options)
+check(kernels.attend, 90, "bf16", {}, TILE=64, STEP=64, SPLITS=1, DOT=tl.bfloat16,
+      **sizes, **options)
+check(kernels.attend, 80, "fp32", {}, TILE=16, STEP=32, SPLITS=1, DOT=tl.float32,
+      HEAD_DIM=64, VALUE_DIM=64, **options)
+check(kernels.combine, 80, "fp32", {"out": "*bf16"}, VALUE_DIM=128, SPLITS=8)
+check(kernels.store, 80, "bf16", {}, HEADS=8, **sizes)
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    """To machine code, products on tensor cores in half precision; the interpreter takes much that
+    the compiler does not."""
+    script = tmp_path / "check.py"  # the compiler reads sources from files
+    script.write_text(COMPILE)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [(name, uses_mma) for name, _, _, uses_mma in lines] == [
+        ("attend", "True"), ("attend", "True"), ("attend", "True"), ("attend", "False"),
+        ("combine", "False"), ("store", "False"),
+    ]  # fmt: skip
+    shared = [int(num_bytes) for _, _, num_bytes, _ in lines]
+    assert max(shared) <= 99 * 1024, "more shared memory than a multiprocessor of sm_86 has"

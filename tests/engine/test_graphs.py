@@ -28,7 +28,7 @@ from r2r_glimp.routing.routers import (
 )
 from r2r_glimp.routing.signals import Signals
 from tests.engine.fixed import run_as_it_is, run_uncaptured, uncaptured
-from tests.tiny import make_tiny_model
+from tests.tiny import ARCHITECTURES, make_tiny_model
 
 GREEDY, HOT = SamplingParams(), SamplingParams(temperature=1.3, top_p=0.9, top_k=40, seed=3)
 
@@ -118,6 +118,20 @@ def test_a_pass_of_every_shape_equals_a_ragged_one(
             )
         )
         assert fixed.drawn.scores == pytest.approx(scores.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", [f for f in ARCHITECTURES if f not in ("falcon", "bloom")])
+def test_a_pass_under_every_architecture(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    loaded = LoadedModel.from_model(make_tiny_model(family, tokenizer, seed=7), tokenizer)
+    runner = ModelRunner(loaded, "torch")
+    runner.allocate(num_blocks=200)
+    tables = [array("i", [3, 9]), array("i", [4, 1])]
+    prompts = [[7, 8, 9, 10, 11], [12, 13, 14]]
+    runner.forward([Row(p, 0, t) for p, t in zip(prompts, tables, strict=True)], [0, 0])
+    rows = [Row([20, 21, 22], 5, tables[0]), Row([23], 3, tables[1])]
+    fixed = uncaptured(runner, 3, 512).run(rows, [1, 1], draws_for(rows, GREEDY, None))
+    assert fixed is not None
+    assert torch.allclose(fixed.logits_RV, runner.forward(rows, [1, 1]).logits_RV, atol=1e-4)
 
 
 def test_several_wanted_rows_come_without_a_draw(runner: ModelRunner) -> None:
