@@ -239,6 +239,8 @@ def test_speculation_runs_on_fixed_shapes(
     seen = counting(monkeypatch)
     got = Engine(engine_pair, kv_memory="1MiB").generate([words[:5]], sampling, routing)
     assert got[0].token_ids == wanted[0].token_ids
+    drafts = [(o.stats.draft_tokens, o.stats.draft_accepted) for o in (*got, *wanted)]
+    assert drafts[0] == drafts[1], "drafts are drawn with other numbers"
     assert {new for _, new, *_ in seen} >= {1, 4}
 
 
