@@ -28,9 +28,9 @@ from r2r_glimp.engine.intake import Intake
 from r2r_glimp.engine.memory import plan_blocks
 from r2r_glimp.engine.passes import Passes
 from r2r_glimp.engine.prompts import EncodedPrompt, encode_prompt
-from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
+from r2r_glimp.engine.split import make_runner
 from r2r_glimp.engine.tick import Tick
 from r2r_glimp.engine.writer import Writer
 from r2r_glimp.kv.manager import KVManager
@@ -82,8 +82,8 @@ class Engine:
         self.pair = pair
         self.shared = pair.same_vocabulary
         # One runner each, unless both roles are played by one loaded model.
-        slm = ModelRunner(pair.slm, kernels)
-        self.runners = (slm, slm if pair.llm is pair.slm else ModelRunner(pair.llm, kernels))
+        slm = make_runner(pair.slm, kernels)
+        self.runners = (slm, slm if pair.llm is pair.slm else make_runner(pair.llm, kernels))
         self.decider = Decider(pair.slm, slm)
         self.router = self.decider.load(router)
         distinct = dict.fromkeys(self.runners)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from r2r_glimp.attention.gather import Row
 from r2r_glimp.attention.paged import PagedContext
@@ -26,6 +25,7 @@ from r2r_glimp.core import SamplingParams
 from r2r_glimp.engine.runner import Drawn, ModelRunner, Rows
 from r2r_glimp.engine.sampling import NUM_COLUMNS, columns, draw, likeliest
 from r2r_glimp.kv.pool import BLOCK_SIZE
+from r2r_glimp.models.pair import LoadedModel
 from r2r_glimp.routing.routers import Router
 from r2r_glimp.routing.signals import Signals
 
@@ -269,7 +269,7 @@ def make_graphs(
             graphs.append(graphs[0])
         elif bind is None or capture is None:
             graphs.append(None)
-        elif reason := obstacle(runner.model):
+        elif reason := obstacle(runner.loaded):
             log.warning("%s runs without CUDA graphs and is slower: %s", runner.loaded.name, reason)
             graphs.append(None)
         else:
@@ -289,9 +289,11 @@ def capture_on(device: torch.device) -> Capture | None:
     return CudaCapture(device) if device.type == "cuda" else None
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
-    """Why a model cannot be captured, as far as its config tells; None if it can."""
-    config = model.config.get_text_config()
+def obstacle(loaded: LoadedModel) -> str | None:
+    """Why a model is not captured, as far as its config tells; None if it is."""
+    if loaded.is_split:
+        return "it is split over processes, whose passes wait for each other"
+    config = loaded.model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {
         rope.get("rope_type"),

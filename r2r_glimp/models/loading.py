@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.distributed import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
@@ -47,6 +48,7 @@ def load_model(
     revision: str | None = None,
     adapters: Sequence[str] = (),
     trust_remote_code: bool = False,
+    num_processes: int = 1,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Fingerprint]:
     """A causal language model, its tokenizer and its fingerprint.
 
@@ -57,6 +59,7 @@ def load_model(
         revision: branch, tag or commit of a Hub repository.
         adapters: LoRA adapters (folders or Hub ids), merged in this order.
         trust_remote_code: run Python code that comes with the model.
+        num_processes: split it over so many, of which this is one (tensor parallel).
 
     Raises:
         UsageError: an argument makes no sense, or a package is not installed.
@@ -73,7 +76,7 @@ def load_model(
     if isinstance(said, torch.dtype):
         check_dtype(device, said)
     tokenizer = _load_tokenizer(folder, config, trust_remote_code)
-    model = _load_weights(folder, config, device, dtype, trust_remote_code)
+    model = _load_weights(folder, config, device, dtype, trust_remote_code, num_processes)
     for adapter_folder in adapter_folders:
         model = merge_adapter(model, adapter_folder)
     digest = hash_files(weights)
@@ -155,17 +158,21 @@ def _load_weights(
     device: torch.device,
     dtype: torch.dtype | str,
     trust_remote_code: bool,
+    num_processes: int,
 ) -> PreTrainedModel:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not trust_remote_code:
         raise CheckpointError(f"{folder} is a {config.model_type} model, no causal language model")
     # straight to the GPU where accelerate allows it: a large model may not fit the host's memory
     placed = device.type != "cpu" and is_accelerate_available()
+    placement: dict[str, Any] = {"device_map": {"": device} if placed else None}
+    if num_processes > 1:  # each takes its part to its device
+        placement = {"distributed_config": DistributedConfig(tp_size=num_processes)}
     with _one_line(f"{folder} cannot be loaded (transformers {version('transformers')})"), _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             config=config,
             dtype=dtype,
-            device_map={"": device} if placed else None,
+            **placement,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in the report, with their names
             output_loading_info=True,
@@ -174,7 +181,9 @@ def _load_weights(
         )
         model, report = loaded
         _refuse_guesses(report, folder, type(model).__name__)
-        return model.to(device).eval().requires_grad_(False)
+        if num_processes == 1:
+            model = model.to(device)
+        return model.eval().requires_grad_(False)
 
 
 def _refuse_guesses(report: dict[str, Any], folder: Path, architecture: str) -> None:

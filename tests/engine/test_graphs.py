@@ -284,11 +284,11 @@ def test_what_the_config_forbids_to_capture(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert obstacle(make_tiny_model("llama", tokenizer)) is None
+    assert obstacle(LoadedModel.from_model(make_tiny_model("llama", tokenizer), tokenizer)) is None
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     model = make_tiny_model("llama", tokenizer, rope_parameters=rope)
-    assert "rope_type dynamic" in (obstacle(model) or "")
     loaded = LoadedModel.from_model(model, tokenizer, name="stretched")
+    assert "rope_type dynamic" in (obstacle(loaded) or "")
     run_uncaptured(monkeypatch)
     with caplog.at_level(logging.WARNING):
         engine = Engine(ModelPair(slm=loaded, llm=loaded), kv_memory="1MiB")
