@@ -36,7 +36,8 @@ class PairOptions:
         pair: a name (configs/pairs/NAME.yaml) or a YAML file; `abacus` unless --slm and --llm are.
         slm: folder or Hub id of the small model, in place of the pair's; together with --llm.
         llm: folder or Hub id of the large model, in place of the pair's; together with --slm.
-        device: auto, cpu, cuda or cuda:N; two, for SLM and LLM, with a comma between them.
+        device: auto, cpu, cuda or cuda:N; two, for SLM and LLM, with a comma between them. For the
+            LLM also tp: split over the processes of torchrun.
         dtype: auto, float32, bfloat16 or float16; two with a comma between them.
         revision: branch, tag or commit of Hub repositories; two with a comma between them.
         slm_adapters: LoRA adapter (folder or Hub id) merged into the small model.
