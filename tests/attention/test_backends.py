@@ -48,8 +48,9 @@ def test_a_missing_triton_is_said(
 
 @pytest.mark.parametrize("capability", [(7, 5)], indirect=True)
 def test_a_gpu_too_old_for_triton_is_said(
-    capability: None, caplog: pytest.LogCaptureFixture
+    capability: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: "there")
     with caplog.at_level(logging.WARNING):
         assert choose_backend(GPU, torch.float16, "auto").name == "gathered attention"
     assert "cuda:0 has compute capability 7.5" in caplog.text
