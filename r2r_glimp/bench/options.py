@@ -24,6 +24,7 @@ class BenchOptions:
         router: random, or entropy, margin, to see what scoring costs; they do not keep the share.
         no_peers: do not measure what one would use instead.
         kernels: auto or torch.
+        graphs: on a GPU, CUDA graphs (default: true).
         threads: threads of torch; by default what it chooses.
         pair: whom `serve` serves, a preset or a YAML file.
         clients: of `serve`, each with one request after the other.
@@ -44,6 +45,7 @@ class BenchOptions:
     router: str = "random"
     no_peers: bool = False
     kernels: str = "auto"
+    graphs: bool = True
     threads: int | None = None
     pair: str = "abacus"
     clients: int = 16

@@ -75,7 +75,9 @@ def _growth(name: str, samples: dict[str, Sample]) -> dict[str, float]:
 
 
 def _engine(setting: Setting, pair: Any, *, max_batch: int, tokens: int) -> Engine:
-    engine = setting.engine(pair, tokens=tokens // setting.options.batch + 64, max_batch=max_batch)
+    engine = setting.engine(
+        pair, tokens=tokens // setting.options.batch + 64, max_batch=max_batch, graphs=False
+    )
     for runner in set(engine.runners):
         _compute_nothing(runner)
     return engine

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from r2r_glimp.bench.decode import decode_steps
 from r2r_glimp.bench.measure import Clock, Sample, interleave
@@ -37,10 +38,10 @@ def run(setting: Setting) -> Report:
     prompts = make_prompts(o.batch, length, pair.slm.fingerprint.vocab_size)
     clock = Clock(
         {
-            "SLM": [(engine.runners[Model.SLM], "forward")],
-            "LLM": [(engine.runners[Model.LLM], "forward")],
+            "SLM": _passes(engine, Model.SLM),
+            "LLM": _passes(engine, Model.LLM),
             "router": [(engine.decider, "deferred")],
-            "sampling": [(tick_module, "sample")],
+            "sampling": [(tick_module, "sampled")],
         }
     )
     shares: list[float] = []
@@ -110,6 +111,13 @@ def _lines(
             compared = {"the time of routed": sample.median / routed}
             lines.append(Line(name, sample, tokens=1, ratios=compared))
     return lines
+
+
+def _passes(engine: Engine, model: Model) -> list[tuple[Any, str]]:
+    """What computes a model: ragged passes, and captured ones where there are any; those draw and
+    score too."""
+    graphs = engine.tick.passes.graphs[model]
+    return [(engine.runners[model], "forward"), *([(graphs, "run")] if graphs else [])]
 
 
 def _what(setting: Setting) -> str:

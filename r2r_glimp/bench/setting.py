@@ -52,6 +52,7 @@ class Setting:
                 "max_batch": max(32, self.options.batch),
                 "prefix_cache": False,
                 "kernels": self.options.kernels,
+                "graphs": self.options.graphs,
                 **options,
             },
         )
