@@ -102,7 +102,7 @@ class Engine:
         captured = make_graphs(self.runners, self.router, max_batch, self.room) if graphs else NONE
         for model in Model:
             log.info("%s: %s", model.name, self.runners[model].paths)
-        passes = Passes(self.runners, self.scheduler, self.writer, captured, self.router)
+        passes = Passes(self.runners, self.scheduler, self.writer, captured)
         self.tick = Tick(
             scheduler=self.scheduler,
             passes=passes,

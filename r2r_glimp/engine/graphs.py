@@ -40,14 +40,10 @@ Capture = Callable[[Body], Body]  # from a body to what repeats it
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How the token after each row is drawn and scored: what is known before the pass.
-
-    `router` scores all rows, None where nothing is to be scored.
-    """
+    """How the token after each row is drawn, and the router's random numbers."""
 
     params: list[SamplingParams]
     uniforms: list[float]
-    router: Router | None
     router_uniforms: list[float]
 
 
@@ -58,7 +54,6 @@ class Shape:
     num_rows: int
     num_new: int
     drawn: bool
-    router: Router | None
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +69,7 @@ class Graphs:
         max_rows: sequences that run at once.
         max_length: tokens a sequence may have.
         capture: makes a CUDA graph of a body; or returns the body itself.
+        router: scores the rows of passes of one new token; its `score` can be captured.
     """
 
     def __init__(
@@ -83,8 +79,10 @@ class Graphs:
         max_rows: int,
         max_length: int,
         capture: Capture,
+        router: Router | None = None,
     ) -> None:
         self.runner = runner
+        self.router = router
         self.bind = bind
         sizes = [*(2**i for i in range((max_rows - 1).bit_length())), max_rows]
         self.sizes = [size for size in sizes if size <= MAX_TOKENS]
@@ -95,15 +93,14 @@ class Graphs:
         self.failure: str | None = None
         self._layers = runner.kept_layers  # when the passes were captured
 
-    def warm_up(self, router: Router | None, lengths: Iterable[int] = NEW) -> None:
+    def warm_up(self, lengths: Iterable[int] = NEW) -> None:
         """Capture what a run is sure to need, the largest shape first: smaller ones fit its memory.
 
         Args:
-            router: scores rows of one new token in the same pass.
             lengths: new tokens of a row, of `NEW`.
         """
         shapes = [
-            Shape(rows, new, False, router if new == 1 else None)
+            Shape(rows, new, drawn=False)
             for rows in self.sizes
             for new in lengths
             if rows * new <= MAX_TOKENS
@@ -128,7 +125,7 @@ class Graphs:
         if max(row.end for row in rows) > self.table_width * BLOCK_SIZE:
             return None
         drawn = any(params.temperature > 0 for params in draws.params)
-        return Shape(num_rows, num_new, drawn, draws.router if num_new == 1 else None)
+        return Shape(num_rows, num_new, drawn)
 
     def _get(self, shape: Shape) -> "FixedPass | None":
         """The pass of a shape; None if this model cannot be captured."""
@@ -153,6 +150,7 @@ class FixedPass:
 
     def __init__(self, graphs: Graphs, shape: Shape) -> None:
         self.runner, self.outputs, self.shape = graphs.runner, graphs.outputs, shape
+        self.router = graphs.router if shape.num_new == 1 else None
         device = self.runner.loaded.device
         self.buffer = RowBuffer(
             shape.num_rows, shape.num_tokens, graphs.table_width, device, NUM_COLUMNS + 1
@@ -186,9 +184,9 @@ class FixedPass:
             tokens_N = torch.where(columns_CN[0] > 0, drawn_N, tokens_N)
         finite_N = ~logits_TV.amax(-1).isnan()  # a maximum with NaN is NaN
         scores_N = torch.zeros_like(columns_CN[0])
-        if self.shape.router is not None:
+        if self.router is not None:
             signals = Signals(hidden_TH, logits_TV, tokens_N, [], columns_CN[NUM_COLUMNS], layers)
-            scores_N = self.shape.router.score(signals)
+            scores_N = self.router.score(signals)
         for i, value_N in enumerate((tokens_N, finite_N, scores_N)):
             self.result_N3[:, i].copy_(value_N)
 
@@ -215,7 +213,7 @@ class FixedPass:
                 tokens=[int(token) for token, _, _ in results],
                 finite=[bool(finite) for _, finite, _ in results],
                 scores=[score for _, _, score in results],
-                router=self.shape.router,
+                router=self.router,
             )
         return picked
 
@@ -254,7 +252,7 @@ def make_graphs(
 
     Args:
         runners: with their planes allocated; one object if one model plays both roles.
-        router: the engine's.
+        router: the engine's; passes of the SLM score by it where that can be captured.
         max_rows: sequences that run at once.
         max_lengths: tokens a timeline may have, for each model.
     """
@@ -273,14 +271,15 @@ def make_graphs(
             log.warning("%s runs without CUDA graphs and is slower: %s", runner.loaded.name, reason)
             graphs.append(None)
         else:
-            made = Graphs(runner, bind, max_rows, max_length, capture)
+            scorer = router if runner is runners[0] and router.capturable else None
+            made = Graphs(runner, bind, max_rows, max_length, capture, scorer)
             runner.paths += f", CUDA graphs for up to {made.sizes[-1]} rows"
             graphs.append(made)
     slm, llm = graphs
     if slm is not None:
-        slm.warm_up(router if router.capturable else None, NEW[:1])
+        slm.warm_up(NEW[:1])
     if llm is not None:
-        llm.warm_up(None)
+        llm.warm_up()
     return slm, llm
 
 

@@ -12,7 +12,6 @@ from r2r_glimp.engine.sampling import Stream, sample, uniform
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.engine.writer import Writer
-from r2r_glimp.routing.routers import Router
 
 _NOTHING = Rows(torch.empty(0), torch.empty(0))
 
@@ -34,7 +33,6 @@ class Passes:
         scheduler: cuts rows and holds blocks.
         writer: ends sequences that fail.
         graphs: captured passes of each, None where there are none.
-        router: the engine's, which captured passes of the SLM score by.
     """
 
     def __init__(
@@ -43,13 +41,11 @@ class Passes:
         scheduler: Scheduler,
         writer: Writer,
         graphs: tuple[Graphs | None, Graphs | None] = (None, None),
-        router: Router | None = None,
     ) -> None:
         self.runners = runners
         self.scheduler = scheduler
         self.writer = writer
         self.graphs = graphs
-        self.router = router
 
     def run(
         self, model: Model, candidates: list[Sequence], stream: Stream
@@ -94,7 +90,6 @@ class Passes:
             draws = Draws(
                 params=[s.sampling for s in sequences],
                 uniforms=[uniform(s.seed, len(s.tokens) + s.num_drafts, stream) for s in sequences],
-                router=None if model is Model.LLM else self.router,
                 router_uniforms=[uniform(s.seed, len(s.tokens), Stream.ROUTER) for s in sequences],
             )
             done = graphs.run(rows, wanted, draws)

@@ -13,6 +13,7 @@ from r2r_glimp.attention.rows import BatchTensors
 from r2r_glimp.engine import graphs
 from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.kv.pool import BLOCK_SIZE
+from r2r_glimp.routing.routers import Router
 
 
 class StaticGather:
@@ -75,7 +76,10 @@ def run_uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatherBackend, "bind", bind, raising=False)
 
 
-def uncaptured(runner: ModelRunner, max_rows: int, max_length: int) -> graphs.Graphs:
+def uncaptured(
+    runner: ModelRunner, max_rows: int, max_length: int, router: Router | None = None
+) -> graphs.Graphs:
     backend = runner.backend
     assert backend is not None
-    return graphs.Graphs(runner, partial(bind, backend), max_rows, max_length, run_as_it_is)
+    bound = partial(bind, backend)
+    return graphs.Graphs(runner, bound, max_rows, max_length, run_as_it_is, router)

@@ -23,7 +23,6 @@ from r2r_glimp.routing.routers import (
     MarginRouter,
     RandomRouter,
     ReplayRouter,
-    Router,
     named_router,
 )
 from r2r_glimp.routing.signals import Signals
@@ -72,12 +71,12 @@ def random_rows(sizes: list[int], rng: random.Random) -> list[Row]:
     return rows
 
 
-def draws_for(rows: list[Row], params: SamplingParams, router: Router | None) -> Draws:
+def draws_for(rows: list[Row], params: SamplingParams) -> Draws:
     rng = random.Random(len(rows))
     n = len(rows)
     # every other row is greedy, so that both kinds meet in one pass
     mixed = [params if i % 2 == 0 else GREEDY for i in range(n)]
-    return Draws(mixed, [rng.random() for _ in rows], router, [rng.random() for _ in rows])
+    return Draws(mixed, [rng.random() for _ in rows], [rng.random() for _ in rows])
 
 
 @pytest.mark.parametrize("params", [GREEDY, HOT], ids=["greedy", "drawn"])
@@ -87,15 +86,15 @@ def test_a_pass_of_every_shape_equals_a_ragged_one(
     num_rows: int, num_new: int, params: SamplingParams, runner: ModelRunner
 ) -> None:
     rng = random.Random(num_rows * 100 + num_new)
-    graphs = uncaptured(runner, max_rows=12, max_length=512)
+    router = EntropyRouter()
+    graphs = uncaptured(runner, max_rows=12, max_length=512, router=router)
     lengths = [1, *(rng.randint(1, num_new) for _ in range(num_rows - 2)), num_new][-num_rows:]
     rows = random_rows(lengths, rng)
     assert runner.backend is not None
     for plane in (*runner.backend.keys, *runner.backend.values):  # the rows' earlier tokens
         plane[:, 16:] = torch.randn(plane[:, 16:].shape)
     wanted = [int(rng.random() < 0.8) for _ in rows]
-    router = EntropyRouter()
-    draws = draws_for(rows, params, router)
+    draws = draws_for(rows, params)
     fixed = graphs.run(rows, wanted, draws)
     if num_new * next(size for size in graphs.sizes if num_rows <= size) > MAX_TOKENS:
         assert fixed is None
@@ -129,14 +128,14 @@ def test_a_pass_under_every_architecture(family: str, tokenizer: PreTrainedToken
     prompts = [[7, 8, 9, 10, 11], [12, 13, 14]]
     runner.forward([Row(p, 0, t) for p, t in zip(prompts, tables, strict=True)], [0, 0])
     rows = [Row([20, 21, 22], 5, tables[0]), Row([23], 3, tables[1])]
-    fixed = uncaptured(runner, 3, 512).run(rows, [1, 1], draws_for(rows, GREEDY, None))
+    fixed = uncaptured(runner, 3, 512).run(rows, [1, 1], draws_for(rows, GREEDY))
     assert fixed is not None
     assert torch.allclose(fixed.logits_RV, runner.forward(rows, [1, 1]).logits_RV, atol=1e-4)
 
 
 def test_several_wanted_rows_come_without_a_draw(runner: ModelRunner) -> None:
     rows = random_rows([4, 3, 1], random.Random(0))
-    fixed = uncaptured(runner, 4, 512).run(rows, [3, 0, 1], draws_for(rows, GREEDY, None))
+    fixed = uncaptured(runner, 4, 512).run(rows, [3, 0, 1], draws_for(rows, GREEDY))
     assert fixed is not None and fixed.drawn is None
     expected = runner.forward(rows, [3, 0, 1])
     assert torch.allclose(fixed.logits_RV, expected.logits_RV, atol=1e-4)
@@ -147,7 +146,7 @@ def test_what_fits_no_shape_is_left_to_ragged_passes(runner: ModelRunner) -> Non
     rng = random.Random(0)
 
     def fits(rows: list[Row]) -> bool:
-        return graphs.run(rows, [1] * len(rows), draws_for(rows, GREEDY, None)) is not None
+        return graphs.run(rows, [1] * len(rows), draws_for(rows, GREEDY)) is not None
 
     assert fits(random_rows([1] * 4, rng))
     assert not fits(random_rows([1] * 5, rng)), "more rows than the largest shape"
@@ -160,7 +159,7 @@ def test_padding_leaves_the_null_block_and_others_alone(runner: ModelRunner) -> 
     graphs = uncaptured(runner, max_rows=8, max_length=512)
     before = [plane.clone() for plane in runner.backend.keys]
     row = Row([9], 20, array("i", [5, 6]))
-    graphs.run([row], [1], draws_for([row], GREEDY, None))
+    graphs.run([row], [1], draws_for([row], GREEDY))
     for old, new in zip(before, runner.backend.keys, strict=True):
         changed = ~((old == new) | (old.isnan() & new.isnan())).all(-1).all(0)
         assert changed.nonzero().flatten().tolist() == [6 * 16 + 4]
@@ -173,7 +172,7 @@ def test_nan_is_told_row_by_row(runner: ModelRunner) -> None:
     with torch.no_grad():
         runner.model.get_input_embeddings().weight[400] = torch.nan
     rows[1].tokens[0] = 400
-    fixed = graphs.run(rows, [1, 1, 1], draws_for(rows, GREEDY, None))
+    fixed = graphs.run(rows, [1, 1, 1], draws_for(rows, GREEDY))
     assert fixed is not None and fixed.drawn is not None
     assert fixed.drawn.finite == [True, False, True]
 
@@ -184,7 +183,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counter:
     run = FixedPass.run
 
     def counted(self: FixedPass, *args: object) -> object:
-        router = self.shape.router
+        router = self.router
         seen[self.shape.num_rows, self.shape.num_new, self.shape.drawn, router and router.name] += 1
         return run(self, *args)  # type: ignore[arg-type]
 
@@ -245,7 +244,10 @@ def test_speculation_runs_on_fixed_shapes(
 
 
 def test_a_router_that_reads_back_is_scored_outside(
-    engine_pair: ModelPair, words: list[int], monkeypatch: pytest.MonkeyPatch
+    engine_pair: ModelPair,
+    words: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sampling = SamplingParams(max_tokens=20, ignore_eos=True)
     router = ReplayRouter([3, 4, 11])
@@ -254,6 +256,8 @@ def test_a_router_that_reads_back_is_scored_outside(
     output = Engine(engine_pair, kv_memory="1MiB", router=router).generate([words[:5]], sampling)[0]
     assert [i for i, source in enumerate(output.sources) if source == "llm"] == [3, 4, 11]
     assert {scorer for *_, scorer in seen} == {None}
+    assert sum(seen.values()) >= 20, "the SLM's passes were not of fixed shape"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["slm", "llm", "replay"])
@@ -272,7 +276,7 @@ def test_a_model_that_cannot_be_captured_runs_ragged_and_says_so(
     rows = random_rows([1, 1], random.Random(0))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert graphs.run(rows, [1, 1], draws_for(rows, GREEDY, None)) is None
+            assert graphs.run(rows, [1, 1], draws_for(rows, GREEDY)) is None
     assert [r.getMessage() for r in caplog.records] == [
         "in-memory runs without CUDA graphs and is slower: a pass of 2 rows x 1 tokens cannot be "
         "captured (operation not permitted when stream is capturing)"
@@ -299,10 +303,10 @@ def test_what_the_config_forbids_to_capture(
 def test_a_layer_asked_for_later_makes_new_passes(runner: ModelRunner) -> None:
     graphs = uncaptured(runner, 2, 512)
     rows = random_rows([1], random.Random(0))
-    first = graphs.run(rows, [1], draws_for(rows, GREEDY, None))
+    first = graphs.run(rows, [1], draws_for(rows, GREEDY))
     assert first is not None and not first.layers
     runner.keep_layer(1)
-    second = graphs.run(rows, [1], draws_for(rows, GREEDY, None))
+    second = graphs.run(rows, [1], draws_for(rows, GREEDY))
     assert second is not None and list(second.layers) == [1]
     assert torch.allclose(second.layers[1], runner.forward(rows, [1]).layers[1], atol=1e-5)
 
@@ -317,7 +321,7 @@ def test_warm_up_captures_the_largest_shapes_first(runner: ModelRunner) -> None:
 
     graphs = uncaptured(runner, 6, 512)
     graphs.capture = capture
-    graphs.warm_up(EntropyRouter())
+    graphs.warm_up()
     sizes = [rows * new for rows, new in captured]
     assert sizes == sorted(sizes, reverse=True)
     assert sorted(captured) == sorted(
@@ -351,11 +355,10 @@ def test_an_engine_warms_up_and_names_its_path(
     assert engine.runners[0].paths.endswith(", CUDA graphs for up to 3 rows")
     slm, llm = engine.tick.passes.graphs
     assert slm is not None and llm is not None
-    assert {(s.num_rows, s.num_new, s.router) for s in slm.passes} == {
-        (rows, 1, router) for rows in (1, 2, 3)
-    }
-    assert {(s.num_rows, s.num_new, s.router) for s in llm.passes} == {
-        (rows, new, None) for rows in (1, 2, 3) for new in NEW
+    assert (slm.router, llm.router) == (router, None)
+    assert {(s.num_rows, s.num_new) for s in slm.passes} == {(rows, 1) for rows in (1, 2, 3)}
+    assert {(s.num_rows, s.num_new) for s in llm.passes} == {
+        (rows, new) for rows in (1, 2, 3) for new in NEW
     }
     off = Engine(engine_pair, kv_memory="1MiB", graphs=False)
     assert off.tick.passes.graphs == (None, None)
