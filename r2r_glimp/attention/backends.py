@@ -54,7 +54,15 @@ def _triton(device: torch.device, dtype: torch.dtype) -> BackendChoice | None:
             "pages, there are no CUDA graphs, and both are slower", device, *capability,
         )  # fmt: skip
         return None
-    from r2r_glimp.attention.triton import TritonBackend, find_varlen
+    from r2r_glimp.attention.triton import TritonBackend, why_not
+    from r2r_glimp.attention.varlen import find_varlen
+
+    if reason := why_not(device):
+        log.warning(
+            "Triton does not run on %s (%s): attention gathers pages, there are no CUDA graphs, "
+            "and both are slower", device, reason,
+        )  # fmt: skip
+        return None
 
     def make(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:
         return TritonBackend(layers, num_blocks, dtype, device)

@@ -10,22 +10,25 @@ tensors whose values may change under a captured CUDA graph; `plan` takes rows, 
 Shape suffixes as in `gather` and `rows`; X context of all long rows.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from array import array
+from contextlib import nullcontext
+from dataclasses import replace
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from r2r_glimp.attention import triton_kernels as kernels
-from r2r_glimp.attention.gather import GatherBackend, Row, row_slots
+from r2r_glimp.attention.gather import GatherBackend, Row
 from r2r_glimp.attention.paged import LayerSpec
 from r2r_glimp.attention.rows import BatchTensors, RowBuffer
+from r2r_glimp.attention.varlen import (
+    LongRows,
+    find_varlen,
+    fits_varlen,
+    flash_reads_small_pages,
+)
 from r2r_glimp.kv.pool import BLOCK_SIZE
 
 LONG = 64  # new tokens from which on a row attends by torch
@@ -61,7 +64,7 @@ class TritonBackend(GatherBackend):
         # Triton's interpreter takes bf16 for integers in a product.
         self.dot = _DTYPES[dtype if on_gpu else torch.float32]
         self.varlen = find_varlen(dtype) if on_gpu else None
-        self.reads_tables = on_gpu and _flash_reads_small_pages()
+        self.reads_tables = on_gpu and flash_reads_small_pages()
 
     def plan(self, rows: list[Row]) -> "TritonBatch":  # type: ignore[override]
         """Tensors for a batch of rows; use it for one forward pass."""
@@ -75,7 +78,7 @@ class TritonBackend(GatherBackend):
         if self.varlen is None or not long:
             return TritonBatch(self, tensors, tensors, None)
         return TritonBatch(
-            self, tensors, _short(tensors, rows), _LongRows.plan(rows, long, self.device)
+            self, tensors, _short(tensors, rows), LongRows.plan(rows, long, self.device)
         )
 
     def store(
@@ -167,7 +170,7 @@ class TritonBatch:
         backend: TritonBackend,
         tensors: BatchTensors,
         short: BatchTensors | None,
-        long: "_LongRows | None",
+        long: "LongRows | None",
     ) -> None:
         self.backend = backend
         self.tensors, self.short, self.long = tensors, short, long
@@ -185,83 +188,15 @@ class TritonBatch:
         query_TQD, key_TKD, value_TKD = map(_dense, (query_TQD, key_TKD, value_TKD))
         backend.store(layer, key_TKD, value_TKD, self.tensors.slots_T, spec)
         out_TQD = query_TQD.new_empty(*query_TQD.shape[:2], spec.value_dim)
-        if self.long is None or not _fits_varlen(spec):
+        if self.long is None or not fits_varlen(spec):
             backend.attend(layer, query_TQD, out_TQD, self.tensors, spec, sinks_Q)
             return out_TQD
         if self.short is not None:
             backend.attend(layer, query_TQD, out_TQD, self.short, spec, sinks_Q)
-        self.long.attend(backend, layer, query_TQD, out_TQD, spec)
-        return out_TQD
-
-
-@dataclass(frozen=True, slots=True)
-class _LongRows:
-    """Rows that attend by torch: its varlen attention wants queries, and keys where it reads no
-    block tables, one row behind the other."""
-
-    tokens_L: Tensor  # their tokens in the batch
-    cu_queries: Tensor  # int32 [rows + 1], where each row's queries begin
-    cu_keys: Tensor
-    slots_X: Tensor
-    lengths_N: Tensor
-    tables_NP: Tensor
-    max_queries: int
-    max_keys: int
-
-    @classmethod
-    def plan(cls, rows: list[Row], long: list[int], device: torch.device) -> "_LongRows":
-        ends = np.cumsum([len(row.tokens) for row in rows])
-        chosen = [rows[i] for i in long]
-        new, lengths = [len(row.tokens) for row in chosen], [row.end for row in chosen]
-        tables = [torch.tensor(r.blocks[: -(-r.end // BLOCK_SIZE)]).int() for r in chosen]
-        on_device = partial(torch.tensor, dtype=torch.int32, device=device)
-        return cls(
-            tokens_L=torch.cat(
-                [torch.arange(ends[i] - n, ends[i]) for i, n in zip(long, new, strict=True)]
-            ).to(device),
-            cu_queries=on_device(np.cumsum([0, *new])),
-            cu_keys=on_device(np.cumsum([0, *lengths])),
-            slots_X=torch.cat([row_slots(row) for row in chosen]).to(device),
-            lengths_N=on_device(lengths),
-            tables_NP=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(device),
-            max_queries=max(new),
-            max_keys=max(lengths),
-        )
-
-    def attend(
-        self,
-        backend: TritonBackend,
-        layer: int,
-        query_TQD: Tensor,
-        out_TQD: Tensor,
-        spec: LayerSpec,
-    ) -> None:
         assert backend.varlen is not None
-        keys, values = backend.keys[layer], backend.values[layer]
-        options: dict[str, Any] = {}
-        if backend.reads_tables:
-            keys, values = (
-                x.unflatten(1, (-1, BLOCK_SIZE)).permute(1, 2, 0, 3) for x in (keys, values)
-            )
-            options = {"seqused_k": self.lengths_N, "block_table": self.tables_NP}
-        else:
-            keys, values = (x.index_select(1, self.slots_X).transpose(0, 1) for x in (keys, values))
-        window = spec.sliding_window
-        out_LQD = backend.varlen(
-            query_TQD.index_select(0, self.tokens_L),
-            keys,
-            values,
-            self.cu_queries,
-            None if backend.reads_tables else self.cu_keys,
-            self.max_queries,
-            self.max_keys,
-            scale=spec.scaling,
-            # keys to the left of a query's own; the last query stands at the last key
-            window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query_TQD.shape[1] != spec.kv_heads,
-            **options,
-        )
-        out_TQD.index_copy_(0, self.tokens_L, out_LQD)
+        planes = backend.keys[layer], backend.values[layer]
+        self.long.attend(backend.varlen, backend.reads_tables, *planes, query_TQD, out_TQD, spec)
+        return out_TQD
 
 
 def _short(tensors: BatchTensors, rows: list[Row]) -> BatchTensors | None:
@@ -281,34 +216,18 @@ def _short(tensors: BatchTensors, rows: list[Row]) -> BatchTensors | None:
     )
 
 
-def find_varlen(dtype: torch.dtype) -> Callable[..., Any] | None:
-    """torch's varlen attention, if this torch has the one that takes a scale and a window; it knows
-    half precision alone."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return None
+def why_not(device: torch.device) -> str | None:
+    """Why kernels do not run on a device; None if they do. Triton needs a C compiler and Python's
+    headers to launch its first one."""
     try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    names = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= names.keys() else None
-
-
-def _flash_reads_small_pages() -> bool:
-    """Whether torch's flash attention takes pages of 16 tokens: that of its wheels (FA2) wants
-    pages of 256, FA3 takes any, once somebody activated it."""
-    current = getattr(torch.nn.attention, "current_flash_attention_impl", None)
-    return current is not None and current() == "FA3"
-
-
-def _fits_varlen(spec: LayerSpec) -> bool:
-    return (
-        spec.softcap is None
-        and not spec.has_sinks
-        and spec.head_dim == spec.value_dim
-        and spec.head_dim <= 256
-        and spec.head_dim % 8 == 0
-    )
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            spec = LayerSpec(1, 16, 16, 1.0, None, None, False)
+            x = torch.ones(1, 1, 16, device=device)
+            backend = TritonBackend([spec], 1, torch.float32, device)
+            out = backend.plan([Row([0], 0, array("i", [1]))]).attend(0, x, x, x, spec, None)
+            return None if torch.equal(out, x) else "a kernel gave a wrong result"
+    except Exception as error:  # whatever a compiler, a driver or a linker raises
+        return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -28,10 +28,23 @@ def capability(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
         (torch.float32, "Triton paged attention"),
     ],
 )
-def test_a_gpu_gets_triton(dtype: torch.dtype, name: str, capability: None) -> None:
+def test_a_gpu_gets_triton(
+    dtype: torch.dtype,
+    name: str,
+    capability: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
+    from r2r_glimp.attention import triton
+
+    monkeypatch.setattr(triton, "why_not", lambda device: None)
     assert choose_backend(GPU, dtype, "auto").name == name
     assert choose_backend(GPU, dtype, "torch").name == "gathered attention"
+    monkeypatch.setattr(triton, "why_not", lambda device: "Failed to find C compiler.")
+    with caplog.at_level(logging.WARNING):
+        assert choose_backend(GPU, dtype, "auto").name == "gathered attention"
+    assert "Triton does not run on cuda:0 (Failed to find C compiler.)" in caplog.text
 
 
 def test_a_missing_triton_is_said(

@@ -20,6 +20,7 @@ from r2r_glimp.attention.backends import BackendChoice
 from r2r_glimp.attention.gather import GatherBackend, Row
 from r2r_glimp.attention.paged import LayerSpec
 from r2r_glimp.attention.rows import RowBuffer
+from r2r_glimp.attention.varlen import find_varlen, flash_reads_small_pages
 from r2r_glimp.core import RoutingParams, SamplingParams
 from r2r_glimp.engine import graphs
 from r2r_glimp.engine import runner as runner_module
@@ -31,7 +32,7 @@ from tests.tiny import make_tiny_model
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from r2r_glimp.attention.triton import LONG, TritonBackend  # noqa: E402
+from r2r_glimp.attention.triton import LONG, TritonBackend, why_not  # noqa: E402
 
 NUM_BLOCKS = 64
 SPEC = LayerSpec(
@@ -198,6 +199,21 @@ def test_padding_writes_nothing_and_gives_zeros(num_real: int, device: torch.dev
     assert (out[padding.to(device)] == 0).all()
 
 
+def test_a_first_kernel_tells_whether_triton_runs(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert why_not(device) is None
+
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TritonBackend, "store", refuse)
+        assert why_not(device) == "Failed to find C compiler."
+    monkeypatch.setattr(TritonBackend, "attend", lambda self, layer, query, out, *_: out.zero_())
+    assert why_not(device) == "a kernel gave a wrong result"
+
+
 def test_nan_stays_with_who_had_it(device: torch.device) -> None:
     bench = Bench(device, SPEC, [(0, 3), (0, 2)])
     bench.key[1] = torch.nan
@@ -250,6 +266,19 @@ def test_long_chunks_attend_by_torch(
     bench.triton.varlen, bench.triton.reads_tables = varlen, reads_tables
     bench.check()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("active", "reads"), [(None, False), ("FA3", True), ("FA4", False)])
+def test_only_fa3_reads_pages_of_16_tokens(
+    active: str | None, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: active)
+    assert flash_reads_small_pages() is reads
+
+
+def test_varlen_attention_is_for_half_precision() -> None:
+    assert find_varlen(torch.bfloat16) is torch.nn.attention.varlen.varlen_attn
+    assert find_varlen(torch.float32) is None
 
 
 def test_long_chunks_that_torch_cannot_attend_for_go_through_the_kernel() -> None:
