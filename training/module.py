@@ -28,7 +28,7 @@ class RouterModule(L.LightningModule):
 
     Args:
         granularity: linked to the data's.
-        hidden: look at the last hidden state.
+        hidden: look at the hidden state that the dataset kept, the last one or a layer's.
         top_k_logits: look at so many of the highest logits; 0 for none.
         candidate: look at the embedding of the SLM's candidate token.
         entropy: look at the entropy of the SLM's distribution.
