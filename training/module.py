@@ -101,12 +101,12 @@ class RouterModule(L.LightningModule):
         if hp.hidden_size not in (None, rows.hidden_size):
             raise DataError(
                 f"{data.path}: hidden states are {rows.hidden_size} wide, "
-                f"model.hidden_size={hp.hidden_size}"
+                f"model.hidden_size={hp.hidden_size}: null takes what the dataset has"
             )
         if hp.top_k_logits > rows.top_k:
             raise DataError(
                 f"{data.path}: {rows.top_k} logits were kept, "
-                f"model.top_k_logits={hp.top_k_logits} wants more"
+                f"model.top_k_logits={hp.top_k_logits} wants more: lower it, or label again"
             )
         features = FeatureSpec(
             hidden_size=rows.hidden_size,
