@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the routers that configs/evaluation/abacus-ablations.yaml compares, and prints its tables.
+# Trains the routers that the tables of docs/abacus.md compare, and prints these.
 #   bash checkpoints/ablations.sh
 # After checkpoints/make.sh, whose labels it uses. Resumable: what is labeled, trained or answered stays.
 set -euo pipefail
@@ -32,5 +32,7 @@ for granularity in token step; do
     fit $granularity on-policy --data.path "runs/labels/abacus-on-policy-$granularity/dataset"
     fit $granularity aligned --data.path runs/labels/abacus-aligned/dataset
 done
-r2r-glimp evaluate --config configs/evaluation/abacus-ablations.yaml
+for granularity in token step; do
+    r2r-glimp evaluate --config "configs/evaluation/abacus-ablations-$granularity.yaml"
+done
 r2r-glimp evaluate --config configs/evaluation/abacus-aligned.yaml
