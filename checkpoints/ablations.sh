@@ -30,7 +30,6 @@ for granularity in token step; do
     label abacus-on-policy-$granularity --granularity $granularity --responses.by pair \
         --responses.router "checkpoints/abacus-$granularity-router"
     fit $granularity on-policy --data.path "runs/labels/abacus-on-policy-$granularity/dataset"
-    fit $granularity aligned --data.path runs/labels/abacus-aligned/dataset
 done
 for granularity in token step; do
     r2r-glimp evaluate --config "configs/evaluation/abacus-ablations-$granularity.yaml"
