@@ -24,11 +24,11 @@ from lightning.pytorch.trainer import Trainer
 
 from r2r_glimp.core import CheckpointError, UsageError
 from r2r_glimp.hub.checkpoint import to_json
-from r2r_glimp.hub.config import library_versions
+from r2r_glimp.hub.config import command_line, library_versions
 from r2r_glimp.hub.files import check_writable, writing_folder
 from r2r_glimp.models.pair import LoadedModel
 from training.callbacks import EpochLines, StopOnSignal
-from training.export import command_line, load_weights
+from training.export import load_weights
 from training.interrupt import SignalWatch
 from training.lora import AlignModule, measure
 from training.response_data import ResponseData
