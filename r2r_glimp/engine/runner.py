@@ -16,7 +16,7 @@ from r2r_glimp.attention.native import NativeBackend
 from r2r_glimp.attention.paged import install, kv_bytes_per_token
 from r2r_glimp.core import CheckpointError, EngineError, UsageError
 from r2r_glimp.models.pair import LoadedModel
-from r2r_glimp.native.library import SUFFIXES, Library, load_library
+from r2r_glimp.native.library import LEVELS, SUFFIXES, Library, load_library
 from r2r_glimp.native.modules import accelerate
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Rows:
     layers: dict[int, Tensor] = field(default_factory=dict)  # of the layers kept, [R, H] each
 
 
-KERNELS = ("auto", "torch")
+KERNELS = ("auto", *LEVELS, "torch")
 
 
 class ModelRunner:
@@ -41,28 +41,28 @@ class ModelRunner:
     Args:
         loaded: the model; on the CPU its layers are exchanged for faster ones that compute the
             same, for good, unless `kernels` is "torch".
-        kernels: "auto", the fastest there is here, or "torch", plain torch and gathered pages: the
-            reference.
+        kernels: "auto", the fastest there is here; "amx", "avx512" or "onednn", what multiplies
+            bf16 on the CPU; or "torch", plain torch and gathered pages: the reference.
 
     Attributes:
         paths: what computes the linears, norms and the attention, for people.
 
     Raises:
         CheckpointError: the architecture does not run under paged attention.
-        UsageError: no such kernels.
+        UsageError: no such kernels, or not on this machine.
     """
 
     def __init__(self, loaded: LoadedModel, kernels: str = "auto") -> None:
         if kernels not in KERNELS:
-            raise UsageError(f"kernels={kernels!r} is not to be had: {' or '.join(KERNELS)}")
+            raise UsageError(f"kernels={kernels!r} is not to be had: {', '.join(KERNELS)}")
         self.loaded = loaded
         self.model = loaded.model
         self.layers = install(self.model)
-        self._library = self._find_library() if kernels == "auto" else None
+        self._library = None if kernels == "torch" else self._find_library(kernels)
         attention = "gathered attention" if self._library is None else "native paged attention"
         self.paths = f"{attention}, plain torch"
-        if kernels == "auto" and loaded.device.type == "cpu":
-            self.paths = f"{attention}, {accelerate(self.model, self.layers)}"
+        if kernels != "torch" and loaded.device.type == "cpu":
+            self.paths = f"{attention}, {accelerate(self.model, self.layers, self._library)}"
         self.backend: GatherBackend | None = None
         self._hidden: Tensor | None = None
         self._layers: dict[int, Tensor] = {}  # outputs of the last pass, [1, tokens, H]
@@ -72,14 +72,21 @@ class ModelRunner:
             raise EngineError(f"{loaded.name}: the model has no output embeddings")
         head.register_forward_pre_hook(self._keep_hidden)
 
-    def _find_library(self) -> Library | None:
+    def _find_library(self, kernels: str) -> Library | None:
         """The kernels if they can run this model; None, with a warning where they should."""
         loaded = self.loaded
+        if kernels != "auto" and (loaded.device.type != "cpu" or loaded.dtype not in SUFFIXES):
+            raise UsageError(
+                f"kernels={kernels!r} is for bfloat16 or float32 on the CPU, and {loaded.name} is "
+                f"{loaded.dtype} on {loaded.device}: take auto or torch"
+            )
         if loaded.device.type != "cpu" or loaded.dtype not in SUFFIXES:
             return None
-        library = load_library()
+        library = load_library(kernels)
         if isinstance(library, Library):
             return library
+        if kernels != "auto":
+            raise UsageError(f"kernels={kernels!r} is not to be had here: {library}")
         log.warning("no native kernels, attention gathers pages and is slower: %s", library)
         return None
 
