@@ -36,7 +36,7 @@ class NativeBackend(GatherBackend):
     ) -> None:
         super().__init__(layers, num_blocks, dtype, torch.device("cpu"))
         for plane in self.keys + self.values:
-            library.advise(plane.data_ptr(), plane.numel() * plane.element_size())
+            library.use_large_pages(plane.data_ptr(), plane.numel() * plane.element_size())
         self.library = library
         self.attend = library.attend[dtype]
         # What the kernels read, by layer: in one piece, for those that run many layers.

@@ -66,23 +66,33 @@ int request_tiles() {
 #endif
 }
 
-// Bytes [memory, memory + bytes) will be read from end to end; not yet written.
-void advise(void* memory, int64_t bytes) { use_large_pages(memory, bytes); }
+// Large pages for memory that is not yet written: what reads weights or keys from end to end touches
+// each 4 KiB page once, and would miss the TLB on each. Only whole large pages inside are.
+void use_large_pages(void* memory, int64_t bytes) {
+#ifdef __linux__
+  const uintptr_t page = 1 << 21, from = ((uintptr_t)memory + page - 1) / page * page;
+  const uintptr_t to = ((uintptr_t)memory + bytes) / page * page;
+  if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#endif
+}
 
-// Reads memory once, as fast as this machine does; returns nothing of meaning.
+// Reads memory once, by two streams a thread, which is the fastest way; returns nothing of meaning.
 int64_t read_memory(const char* memory, int64_t bytes, int64_t num_threads) {
-  std::vector<int64_t> sums(num_threads * 8, 0);
+  constexpr int64_t PART = 1 << 16, LINE = 8, AHEAD_BYTES = 1024;
+  std::vector<int64_t> sums(num_threads * LINE, 0);
   together(num_threads, [&](Team team) {
-    const int64_t *from = (const int64_t*)memory + team.first(bytes / 256) * 32, *to = (const int64_t*)memory + team.last(bytes / 256) * 32;
-    int64_t sum[32] = {};
-    for (; from < to; from += 32) {
-      for (int i = 0; i < 4; i++) __builtin_prefetch(from + 256 + 8 * i);
-      for (int i = 0; i < 32; i++) sum[i] += from[i];
+    int64_t sum[2 * LINE] = {};
+    for (int64_t part = team.first(bytes / (2 * PART)); part < team.last(bytes / (2 * PART)); part++) {
+      const char *first = memory + 2 * PART * part, *second = first + PART;
+      for (int64_t at = 0; at < PART; at += 8 * LINE)
+        for (const char* from : {first + at, second + at}) {
+          __builtin_prefetch(from + AHEAD_BYTES);
+          for (int64_t i = 0; i < LINE; i++) sum[(from >= second) * LINE + i] += ((const int64_t*)from)[i];
+        }
     }
-    for (int i = 1; i < 32; i++) sum[0] += sum[i];
-    sums[team.rank * 8] = sum[0];
+    for (int64_t i = 0; i < 2 * LINE; i++) sums[team.rank * LINE] += sum[i];
   });
-  for (int64_t i = 1; i < num_threads; i++) sums[0] += sums[i * 8];
+  for (int64_t i = 1; i < num_threads; i++) sums[0] += sums[i * LINE];
   return sums[0];
 }
 
@@ -110,7 +120,6 @@ void silu_mul_bf16(const bf16* gate_up, bf16* out, int64_t rows, int64_t width, 
 
 #ifdef HAS_VECTORS
 void pack_linear(const bf16* weight, bf16* packed, int64_t N, int64_t K, int64_t num_threads) {
-  use_large_pages(packed, (N + PANEL - 1) / PANEL * PANEL * K * 2);
   together(num_threads, [&](Team team) { pack(team, weight, packed, N, K); });
 }
 

@@ -35,7 +35,7 @@ class NativeLayer(nn.Module):
         index: its place.
         spec: what its attention asks for.
         library: the kernels.
-        make_linear: packs a linear layer; see `NativeLinear`.
+        pack: packs its linear layers; see `NativeLinear`.
     """
 
     def __init__(
@@ -44,15 +44,16 @@ class NativeLayer(nn.Module):
         index: int,
         spec: LayerSpec,
         library: Library,
-        make_linear: Callable[[nn.Linear], nn.Module],
+        pack: Callable[[list[nn.Linear], Library], list[nn.Module]],
     ) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.index, self.spec, self.library = index, spec, library
-        self.qkv = make_linear(join([attention.q_proj, attention.k_proj, attention.v_proj]))
-        self.o = make_linear(attention.o_proj)
-        self.gate_up = make_linear(join([mlp.gate_proj, mlp.up_proj]))
-        self.down = make_linear(mlp.down_proj)
+        qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
+        gate_up = join([mlp.gate_proj, mlp.up_proj])
+        self.qkv, self.o, self.gate_up, self.down = pack(
+            [qkv, attention.o_proj, gate_up, mlp.down_proj], library
+        )
         self.norm_1, self.norm_2 = layer.input_layernorm, layer.post_attention_layernorm
         self.q_norm = getattr(attention, "q_norm", None)
         self.k_norm = getattr(attention, "k_norm", None)
@@ -188,7 +189,7 @@ def find_layer(
     index: int,
     spec: LayerSpec,
     library: Library,
-    make_linear: Callable[[nn.Linear], nn.Module],
+    pack: Callable[[list[nn.Linear], Library], list[nn.Module]],
 ) -> NativeLayer | None:
     """The layer as a native one, None where that would compute something else."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
@@ -210,7 +211,7 @@ def find_layer(
     for group in ((q, k, v), (gate, up)):
         if len({linear.bias is None for linear in group}) > 1:  # type: ignore[union-attr]
             return None
-    candidate = NativeLayer(layer, index, spec, library, make_linear)
+    candidate = NativeLayer(layer, index, spec, library, pack)
     return candidate if _same(layer, candidate, spec) else None
 
 

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _FOLDER = Path(__file__).parent
 _FLAGS = (
@@ -35,6 +36,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "onednn": (*_NO_TILES, "-mno-avx512bf16"),
 }
 _PRODUCTS = ("onednn", "avx512", "amx")  # by what `products()` says
+LARGE_PAGE = 2**21
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -118,7 +120,7 @@ class Library:
             )
             for dtype, suffix in SUFFIXES.items()
         }
-        self.advise = _typed(functions.advise, c_void_p, c_int64)
+        self.use_large_pages = _typed(functions.use_large_pages, c_void_p, c_int64)
         self.read_memory = _typed(functions.read_memory, c_void_p, c_int64, c_int64)
         functions.products.restype = functions.request_tiles.restype = c_int
         self.level = _PRODUCTS[functions.products()]
@@ -133,6 +135,15 @@ class Library:
                 functions.before_attention, *5 * pointer, c_int64, c_int64
             )
             self.after_attention = _typed(functions.after_attention, *4 * pointer, c_int64, c_int64)
+
+    def empty(self, size: int, dtype: torch.dtype) -> Tensor:
+        """So many numbers, on large pages where the system has them: for what is read from end to
+        end, often."""
+        spare = LARGE_PAGE // dtype.itemsize
+        memory = torch.empty(-(-size // spare) * spare + spare, dtype=dtype)
+        self.use_large_pages(memory.data_ptr(), memory.numel() * dtype.itemsize)
+        first = -memory.data_ptr() % LARGE_PAGE // dtype.itemsize
+        return memory[first : first + size]
 
     @property
     def has_linear(self) -> bool:

@@ -50,13 +50,23 @@ def accelerate(
     return _describe(model)
 
 
+def _pack_together(linears: list[nn.Linear], library: Library) -> list[nn.Module]:
+    """Linear layers of which one is read after the other: one piece of memory."""
+    sizes = [packed_size(linear) for linear in linears]
+    parts = library.empty(sum(sizes), torch.bfloat16).split(sizes)
+    return [
+        NativeLinear(linear, library, packed=part)
+        for linear, part in zip(linears, parts, strict=True)
+    ]
+
+
 def _exchange_layers(model: PreTrainedModel, layers: list[LayerSpec], library: Library) -> None:
     stack = getattr(model.base_model, "layers", None)
     if not isinstance(stack, nn.ModuleList) or len(stack) != len(layers):
         return
     found = []
     for i, spec in enumerate(layers):
-        if native := find_layer(stack[i], i, spec, library, lambda one: NativeLinear(one, library)):
+        if native := find_layer(stack[i], i, spec, library, _pack_together):
             stack[i] = native
             found.append(native)
     if found:
@@ -76,15 +86,30 @@ class _Packed(nn.Module):
 
 
 class NativeLinear(_Packed):
-    """bf16 products by the kernels; see products.h for the order of the weight."""
+    """bf16 products by the kernels; see products.h for the order of the weight.
+
+    Args:
+        linear: it is left as it is.
+        library: the kernels.
+        keep: its weight is an embedding too, and stays beside the packed one.
+        packed: where the packed weight goes, `packed_size` numbers; by default new memory.
+    """
 
     packed: Tensor
 
-    def __init__(self, linear: nn.Linear, library: Library, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        library: Library,
+        *,
+        keep: bool = False,
+        packed: Tensor | None = None,
+    ) -> None:
         super().__init__(linear, keep=keep)
         self.library = library
         outputs, inputs = linear.weight.shape
-        packed = linear.weight.new_empty(-(-outputs // 32) * 32 * inputs)
+        if packed is None:
+            packed = library.empty(packed_size(linear), torch.bfloat16)
         weight = linear.weight.detach().contiguous()
         library.pack_linear(
             weight.data_ptr(), packed.data_ptr(), outputs, inputs, torch.get_num_threads()
@@ -105,6 +130,11 @@ class NativeLinear(_Packed):
             torch.get_num_threads(),
         )
         return out
+
+
+def packed_size(linear: nn.Linear) -> int:
+    """Numbers of a linear layer's packed weight: outputs in panels of 32."""
+    return -(-linear.out_features // 32) * 32 * linear.in_features
 
 
 class MkldnnLinear(_Packed):

@@ -25,18 +25,10 @@
 
 namespace {
 
-// Large pages: a pass over weights or keys touches each 4 KiB page once, and would miss the TLB on
-// each. Before the memory is first written.
-inline void use_large_pages(void* memory, int64_t bytes) {
-#ifdef __linux__
-  const uintptr_t page = 1 << 21, from = ((uintptr_t)memory + page - 1) / page * page;
-  const uintptr_t to = ((uintptr_t)memory + bytes) / page * page;
-  if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
-#endif
-}
-
 #ifdef HAS_VECTORS
 constexpr int64_t PANEL = 32;
+
+constexpr int64_t AHEAD = 1024;  // numbers that are fetched ahead of their use
 
 struct Linear {
   const bf16 *packed, *bias;  // the latter may be null
@@ -56,65 +48,73 @@ inline void write_sums(float* sums, const Linear& l, int64_t n, bf16* out) {
 
 // ---------------------------------------------------------------------------- vectors
 
-// M rows of x times the panel of 32 outputs from n on.
-template <int M>
-void vector_panel(const bf16* x, const Linear& l, int64_t n, bf16* out, bool fetch) {
+// M rows of x times P panels from n on. Several panels at once are several streams of memory, which
+// is more than one; few rows are unrolled over K, to hide the latency of the products.
+template <int M, int P, int U>
+void vector_panels(const bf16* x, const Linear& l, int64_t n, bf16* out, bool fetch) {
   const int64_t K = l.inputs;
-  const bf16* packed = l.packed + n * K;
-  __m512 low[M], high[M];
-  for (int m = 0; m < M; m++) low[m] = high[m] = _mm512_setzero_ps();
-  // Few rows leave few sums under way: unroll over K to hide the latency of the products.
-  constexpr int U = M == 1 ? 4 : M <= 3 ? 2 : 1;
-  __m512 more_low[U][M], more_high[U][M];
-  for (int u = 1; u < U; u++)
-    for (int m = 0; m < M; m++) more_low[u][m] = more_high[u][m] = _mm512_setzero_ps();
-  int64_t k = 0;
-  auto step = [&](int64_t at, __m512* a, __m512* b) {
-    const bf16* w = packed + at * PANEL;
-    const __m512bh first = (__m512bh)_mm512_loadu_si512(w);
-    const __m512bh second = (__m512bh)_mm512_loadu_si512(w + PANEL);
-    if (fetch) {
-      _mm_prefetch((const char*)(w + 1024), _MM_HINT_T0);
-      _mm_prefetch((const char*)(w + 1024 + PANEL), _MM_HINT_T0);
-    }
+  __m512 sums[U][P][2][M];
+  for (int u = 0; u < U; u++)
+    for (int p = 0; p < P; p++)
+      for (int m = 0; m < M; m++) sums[u][p][0][m] = sums[u][p][1][m] = _mm512_setzero_ps();
+  auto step = [&](int64_t k, int u) {
+    __m512bh pairs[M];
     for (int m = 0; m < M; m++) {
       int32_t pair;
-      std::memcpy(&pair, x + m * K + at, 4);
-      const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      a[m] = _mm512_dpbf16_ps(a[m], both, first);
-      b[m] = _mm512_dpbf16_ps(b[m], both, second);
+      std::memcpy(&pair, x + m * K + k, 4);
+      pairs[m] = (__m512bh)_mm512_set1_epi32(pair);
+    }
+    for (int p = 0; p < P; p++) {
+      const bf16* w = l.packed + (n + p * PANEL) * K + k * PANEL;
+      const __m512bh first = (__m512bh)_mm512_loadu_si512(w);
+      const __m512bh second = (__m512bh)_mm512_loadu_si512(w + PANEL);
+      if (fetch) {
+        _mm_prefetch((const char*)(w + AHEAD / P), _MM_HINT_T0);
+        _mm_prefetch((const char*)(w + AHEAD / P + PANEL), _MM_HINT_T0);
+      }
+      for (int m = 0; m < M; m++) {
+        sums[u][p][0][m] = _mm512_dpbf16_ps(sums[u][p][0][m], pairs[m], first);
+        sums[u][p][1][m] = _mm512_dpbf16_ps(sums[u][p][1][m], pairs[m], second);
+      }
     }
   };
-  for (; k + 2 * U <= K; k += 2 * U) {
-    step(k, low, high);
-    for (int u = 1; u < U; u++) step(k + 2 * u, more_low[u], more_high[u]);
-  }
-  for (; k < K; k += 2) step(k, low, high);
-  for (int m = 0; m < M; m++) {
-    for (int u = 1; u < U; u++) {
-      low[m] = _mm512_add_ps(low[m], more_low[u][m]);
-      high[m] = _mm512_add_ps(high[m], more_high[u][m]);
+  int64_t k = 0;
+  for (; k + 2 * U <= K; k += 2 * U)
+    for (int u = 0; u < U; u++) step(k + 2 * u, u);
+  for (; k < K; k += 2) step(k, 0);
+  for (int p = 0; p < P; p++)
+    for (int m = 0; m < M; m++) {
+      for (int u = 1; u < U; u++)
+        for (int half = 0; half < 2; half++)
+          sums[0][p][half][m] = _mm512_add_ps(sums[0][p][half][m], sums[u][p][half][m]);
+      alignas(64) float both[PANEL];
+      _mm512_store_ps(both, sums[0][p][0][m]);
+      _mm512_store_ps(both + 16, sums[0][p][1][m]);
+      write_sums(both, l, n + p * PANEL, out + m * l.outputs);
     }
-    alignas(64) float sums[PANEL];
-    _mm512_store_ps(sums, low[m]);
-    _mm512_store_ps(sums + 16, high[m]);
-    write_sums(sums, l, n, out + m * l.outputs);
-  }
 }
 
-using VectorPanel = void (*)(const bf16*, const Linear&, int64_t, bf16*, bool);
-constexpr int MAX_ROWS = 12;  // of one pass over a panel: 24 sums fit the 32 registers
-const VectorPanel VECTOR_PANELS[MAX_ROWS + 1] = {
-    nullptr,         vector_panel<1>, vector_panel<2>, vector_panel<3>,  vector_panel<4>,  vector_panel<5>, vector_panel<6>,
-    vector_panel<7>, vector_panel<8>, vector_panel<9>, vector_panel<10>, vector_panel<11>, vector_panel<12>};
+using VectorPanels = void (*)(const bf16*, const Linear&, int64_t, bf16*, bool);
+constexpr int64_t MAX_ROWS = 12;  // of one pass over a panel: 24 sums fit the 32 registers
+constexpr int64_t TWO_ROWS = 4;   // so many, over two
+const VectorPanels ONE_PANEL[] = {
+    nullptr, vector_panels<1, 1, 4>, vector_panels<2, 1, 2>, vector_panels<3, 1, 2>, vector_panels<4, 1, 1>,
+    vector_panels<5, 1, 1>, vector_panels<6, 1, 1>, vector_panels<7, 1, 1>, vector_panels<8, 1, 1>,
+    vector_panels<9, 1, 1>, vector_panels<10, 1, 1>, vector_panels<11, 1, 1>, vector_panels<12, 1, 1>};
+const VectorPanels TWO_PANELS[] = {nullptr, vector_panels<1, 2, 2>, vector_panels<2, 2, 2>, vector_panels<3, 2, 1>,
+                                   vector_panels<4, 2, 1>};
 
 inline void vector_multiply(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M) {
+  int64_t p = team.first(l.panels());
+  const int64_t end = team.last(l.panels());
+  if (M <= TWO_ROWS)
+    for (; p + 2 <= end; p += 2) TWO_PANELS[M](x, l, p * PANEL, out, true);
   // Rows in equal parts, so that no part is left with one.
   const int64_t parts = (M + MAX_ROWS - 1) / MAX_ROWS;
-  for (int64_t p = team.first(l.panels()); p < team.last(l.panels()); p++)
+  for (; p < end; p++)
     for (int64_t part = 0; part < parts; part++) {
       const int64_t m = M * part / parts, rows = M * (part + 1) / parts - m;
-      VECTOR_PANELS[rows](x + m * l.inputs, l, p * PANEL, out + m * l.outputs, part == 0);
+      ONE_PANEL[rows](x + m * l.inputs, l, p * PANEL, out + m * l.outputs, part == 0);
     }
 }
 
@@ -128,75 +128,112 @@ constexpr int64_t TILE_ROWS = 32;    // rows of x in one pass over a panel
 constexpr int64_t FEW_ROWS = 4;      // so many, vectors multiply as fast as memory is read
 constexpr int64_t CACHED = 1 << 20;  // bytes of x that stay in the second level cache
 
-// Gives this thread its tiles: sums of the first 16 rows in 0 1, of the others in 2 3; x in 4 5, a
-// panel in 6 7.
+// Gives this thread its tiles: sums in 0 1 2 3, x in 4 5, weights in 6 7, 16 rows each but those of
+// sums and x where there are fewer.
 inline void configure_tiles(int64_t rows) {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {};
     uint8_t rows[16] = {};
   } config;
-  const uint8_t first = uint8_t(std::min<int64_t>(rows, 16)), second = uint8_t(rows - first);
-  const uint8_t heights[8] = {first, first, second, second, first, second, 16, 16};
-  for (int i = 0; i < 8; i++)
-    if ((config.rows[i] = heights[i])) config.bytes[i] = 64;
+  for (int i = 0; i < 8; i++) {
+    config.rows[i] = uint8_t(i < 6 ? std::min<int64_t>(rows, 16) : 16);
+    config.bytes[i] = 64;
+  }
   _tile_loadconfig(&config);
 }
 
-// A block of up to 32 rows times one panel, to sums [rows, PANEL]. With each 32 inputs, `lines`
-// cache lines from `next` on are fetched: of this pass where there is one block, else of the next
-// panel.
-template <bool SECOND, bool ONE_BLOCK>
-void tile_panel(const bf16* x, int64_t row, int64_t step, const bf16* packed, int64_t K, float* sums,
-                const char* next, int lines) {
+// Sums of two times 16 rows, or of 16 rows and two panels: [2][16][PANEL].
+inline void store_tiles(float* sums) {
+  _tile_stored(0, sums, 4 * PANEL);
+  _tile_stored(1, sums + 16, 4 * PANEL);
+  _tile_stored(2, sums + 16 * PANEL, 4 * PANEL);
+  _tile_stored(3, sums + 16 * PANEL + 16, 4 * PANEL);
+}
+
+inline void zero_tiles() {
   _tile_zero(0);
   _tile_zero(1);
-  if (SECOND) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t k = 0; k < K; k += TILE_K, x += step) {
-    const bf16* w = packed + k * PANEL;
-    for (int i = 0; i < (ONE_BLOCK ? 32 : lines); i++, next += 64)
-      _mm_prefetch(next, ONE_BLOCK ? _MM_HINT_T0 : _MM_HINT_T1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// Up to 16 rows times two panels, which are two streams of memory.
+template <bool FETCH>
+void tile_two_panels(const bf16* x, const bf16* packed, const bf16* other, int64_t K, float* sums) {
+  zero_tiles();
+  for (int64_t k = 0; k < K; k += TILE_K) {
+    const bf16 *w = packed + k * PANEL, *v = other + k * PANEL;
+    if (FETCH)
+      for (int64_t i = 0; i < TILE_K * PANEL; i += 32) {
+        _mm_prefetch((const char*)(w + AHEAD + i), _MM_HINT_T0);
+        _mm_prefetch((const char*)(v + AHEAD + i), _MM_HINT_T0);
+      }
+    _tile_loadd(4, x + k, 2 * K);
     _tile_loadd(6, w, 4 * PANEL);
-    _tile_loadd(4, x, 2 * row);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, w + PANEL, 4 * PANEL);
     _tile_dpbf16ps(1, 4, 7);
-    if (SECOND) {
-      _tile_loadd(5, x + 16 * row, 2 * row);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    _tile_loadd(6, v, 4 * PANEL);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, v + PANEL, 4 * PANEL);
+    _tile_dpbf16ps(3, 4, 7);
   }
-  _tile_stored(0, sums, 4 * PANEL);
-  _tile_stored(1, sums + 16, 4 * PANEL);
-  if (SECOND) {
-    _tile_stored(2, sums + 16 * PANEL, 4 * PANEL);
-    _tile_stored(3, sums + 16 * PANEL + 16, 4 * PANEL);
-  }
+  store_tiles(sums);
 }
 
-using TilePanel = void (*)(const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, const char*, int);
-
-// Many rows are laid out tile by tile first, in `tiles`. The last block repeats some rows of the one
-// before it.
-inline void tile_multiply(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M, bf16* tiles) {
-  const int64_t K = l.inputs, rows = std::min(M, TILE_ROWS), blocks = (M + rows - 1) / rows;
-  const bool many = blocks > 1;
-  if (many) {
-    for (int64_t b = team.first(blocks); b < team.last(blocks); b++) {
-      const bf16* from = x + std::min(b * rows, M - rows) * K;
-      bf16* to = tiles + b * rows * K;
-      for (int64_t k = 0; k < K; k += TILE_K)
-        for (int64_t i = 0; i < rows; i++, to += TILE_K) std::memcpy(to, from + i * K + k, 2 * TILE_K);
-    }
-    wait(team);
+// A block of 32 rows, laid out tile by tile, times one panel. With each 32 inputs, `lines` cache
+// lines from `next` on are fetched.
+inline void tile_block(const bf16* tiles, const bf16* packed, int64_t K, float* sums, const char* next, int lines) {
+  zero_tiles();
+  for (int64_t k = 0; k < K; k += TILE_K, tiles += TILE_ROWS * TILE_K) {
+    const bf16* w = packed + k * PANEL;
+    for (int i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    _tile_loadd(6, w, 4 * PANEL);
+    _tile_loadd(4, tiles, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + PANEL, 4 * PANEL);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, tiles + 16 * TILE_K, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
-  const int64_t row = many ? TILE_K : K, step = many ? TILE_K * rows : TILE_K;
-  const int64_t chunk = std::max<int64_t>(1, CACHED / (2 * K * rows));  // blocks that stay cached
-  const TilePanel times = many ? tile_panel<true, false> : rows > 16 ? tile_panel<true, true> : tile_panel<false, true>;
+  store_tiles(sums);
+}
+
+// Few rows: what counts is that the weight comes from memory once, by two streams. The second 16
+// rows find a pair of panels in the cache.
+inline void tile_multiply_few(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M) {
+  const int64_t K = l.inputs, end = team.last(l.panels()), parts = (M + 15) / 16, rows = (M + parts - 1) / parts;
+  alignas(64) float sums[2 * 16 * PANEL];
+  configure_tiles(rows);
+  for (int64_t p = team.first(l.panels()); p < end; p += 2) {
+    const int64_t pair = std::min<int64_t>(2, end - p);  // a last one alone is its own partner
+    const bf16 *packed = l.packed + p * PANEL * K, *other = packed + (pair - 1) * PANEL * K;
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t m = std::min(part * rows, M - rows);  // the last part repeats rows of the one before
+      (part == 0 ? tile_two_panels<true> : tile_two_panels<false>)(x + m * K, packed, other, K, sums);
+      for (int64_t i = 0; i < pair; i++)
+        for (int64_t row = 0; row < rows; row++)
+          write_sums(sums + (16 * i + row) * PANEL, l, (p + i) * PANEL, out + (m + row) * l.outputs);
+    }
+  }
+  _tile_release();
+}
+
+// More rows, in blocks of 32, laid out tile by tile first, in `tiles`. The last block repeats some
+// rows of the one before it. A panel stays in the first caches while a chunk of blocks, which stays
+// in the second, goes by and the next panel is fetched.
+inline void tile_multiply_many(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M, bf16* tiles) {
+  const int64_t K = l.inputs, rows = TILE_ROWS, blocks = (M + rows - 1) / rows;
+  for (int64_t b = team.first(blocks); b < team.last(blocks); b++) {
+    const bf16* from = x + std::min(b * rows, M - rows) * K;
+    bf16* to = tiles + b * rows * K;
+    for (int64_t k = 0; k < K; k += TILE_K)
+      for (int64_t i = 0; i < rows; i++, to += TILE_K) std::memcpy(to, from + i * K + k, 2 * TILE_K);
+  }
+  wait(team);
+  const int64_t chunk = std::max<int64_t>(1, CACHED / (2 * K * rows));
   alignas(64) float sums[TILE_ROWS * PANEL];
   configure_tiles(rows);
   for (int64_t first = 0; first < blocks; first += chunk) {
@@ -204,9 +241,9 @@ inline void tile_multiply(Team team, const bf16* x, const Linear& l, bf16* out, 
     const int lines = int((32 + count - 1) / count);
     for (int64_t p = team.first(l.panels()); p < team.last(l.panels()); p++) {
       const bf16* packed = l.packed + p * PANEL * K;
-      const char* next = (const char*)(packed + (many ? PANEL * K : 1024));
+      const char* next = (const char*)(packed + PANEL * K);
       for (int64_t b = first; b < last; b++, next += 64 * lines * (K / TILE_K)) {
-        times(many ? tiles + b * rows * K : x, row, step, packed, K, sums, next, lines);
+        tile_block(tiles + b * rows * K, packed, K, sums, next, lines);
         for (int64_t i = 0; i < rows; i++)
           write_sums(sums + i * PANEL, l, p * PANEL, out + (std::min(b * rows, M - rows) + i) * l.outputs);
       }
@@ -230,7 +267,10 @@ inline int64_t tiles_size(const Linear& l, int64_t M) {
 // x [M, inputs] @ weight.T + bias to out [M, outputs]; each thread of the team gives some outputs.
 inline void multiply(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M, bf16* tiles) {
 #ifdef HAS_TILES
-  if (M > FEW_ROWS && l.inputs % TILE_K == 0) return tile_multiply(team, x, l, out, M, tiles);
+  if (M > FEW_ROWS && l.inputs % TILE_K == 0) {
+    if (M <= TILE_ROWS) return tile_multiply_few(team, x, l, out, M);
+    return tile_multiply_many(team, x, l, out, M, tiles);
+  }
 #endif
   vector_multiply(team, x, l, out, M);
 }
