@@ -6,11 +6,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -83,12 +89,34 @@ inline void wait(Team team) {
   }
 }
 
-// Memory of this thread that is used again by the next call; what was in it is gone.
+// Large pages for memory that is not yet written: what reads or writes it from end to end, or in long
+// strides, touches many 4 KiB pages, and would miss the TLB on each. Only whole large pages are.
+constexpr uintptr_t LARGE_PAGE = 1 << 21;
+inline void use_large_pages(void* memory, int64_t bytes) {
+#ifdef __linux__
+  const uintptr_t from = ((uintptr_t)memory + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+  const uintptr_t to = ((uintptr_t)memory + bytes) / LARGE_PAGE * LARGE_PAGE;
+  if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#endif
+}
+
+// Memory of this thread that is used again by the next call of the same purpose; what was in it is
+// gone.
 template <typename T, int PURPOSE>
 T* scratch(int64_t size) {
-  static thread_local std::vector<T> memory;
-  if (int64_t(memory.size()) < size) memory = std::vector<T>(size);
-  return memory.data();
+  struct Memory {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Memory() { std::free(data); }
+  };
+  static thread_local Memory memory;
+  if (memory.bytes < size * sizeof(T)) {
+    std::free(memory.data);
+    memory.bytes = (size * sizeof(T) + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    memory.data = std::aligned_alloc(LARGE_PAGE, memory.bytes);
+    if (memory.bytes > LARGE_PAGE) use_large_pages(memory.data, memory.bytes);
+  }
+  return (T*)memory.data;
 }
 
 }  // namespace

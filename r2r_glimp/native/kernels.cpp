@@ -66,15 +66,7 @@ int request_tiles() {
 #endif
 }
 
-// Large pages for memory that is not yet written: what reads weights or keys from end to end touches
-// each 4 KiB page once, and would miss the TLB on each. Only whole large pages inside are.
-void use_large_pages(void* memory, int64_t bytes) {
-#ifdef __linux__
-  const uintptr_t page = 1 << 21, from = ((uintptr_t)memory + page - 1) / page * page;
-  const uintptr_t to = ((uintptr_t)memory + bytes) / page * page;
-  if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
-#endif
-}
+void advise_large_pages(void* memory, int64_t bytes) { use_large_pages(memory, bytes); }
 
 // Reads memory once, by two streams a thread, which is the fastest way; returns nothing of meaning.
 int64_t read_memory(const char* memory, int64_t bytes, int64_t num_threads) {
@@ -124,7 +116,7 @@ void pack_linear(const bf16* weight, bf16* packed, int64_t N, int64_t K, int64_t
 }
 
 void linear(const Linear* l, const bf16* x, bf16* out, int64_t M, int64_t num_threads) {
-  bf16* tiles = scratch<bf16, 1>(tiles_size(*l, M));
+  bf16* tiles = scratch<bf16, 0>(tiles_size(*l, M));
   together(num_threads, [&](Team team) { multiply(team, x, *l, out, M, tiles); });
 }
 

@@ -120,7 +120,7 @@ class Library:
             )
             for dtype, suffix in SUFFIXES.items()
         }
-        self.use_large_pages = _typed(functions.use_large_pages, c_void_p, c_int64)
+        self.use_large_pages = _typed(functions.advise_large_pages, c_void_p, c_int64)
         self.read_memory = _typed(functions.read_memory, c_void_p, c_int64, c_int64)
         functions.products.restype = functions.request_tiles.restype = c_int
         self.level = _PRODUCTS[functions.products()]

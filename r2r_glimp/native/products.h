@@ -10,12 +10,6 @@
 
 #include "common.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #if defined(__AVX512BF16__)
 #define HAS_VECTORS
 #if defined(__AMX_BF16__) && defined(__linux__)
@@ -124,9 +118,9 @@ inline void vector_multiply(Team team, const bf16* x, const Linear& l, bf16* out
 // A tile holds 16 rows of 64 bytes. 16 outputs of a panel are a tile of 16 pairs of inputs, as they
 // lie; two tiles of x and two of the panel make four tiles of sums.
 constexpr int64_t TILE_K = 32;       // inputs of a tile
-constexpr int64_t TILE_ROWS = 32;    // rows of x in one pass over a panel
+constexpr int64_t TILE_ROWS = 32;    // rows of a block, where there are many
 constexpr int64_t FEW_ROWS = 4;      // so many, vectors multiply as fast as memory is read
-constexpr int64_t CACHED = 1 << 20;  // bytes of x that stay in the second level cache
+constexpr int64_t STREAM_ROWS = 64;  // so many, what counts is reading the weight
 
 // Gives this thread its tiles: sums in 0 1 2 3, x in 4 5, weights in 6 7, 16 rows each but those of
 // sums and x where there are fewer.
@@ -149,6 +143,13 @@ inline void store_tiles(float* sums) {
   _tile_stored(1, sums + 16, 4 * PANEL);
   _tile_stored(2, sums + 16 * PANEL, 4 * PANEL);
   _tile_stored(3, sums + 16 * PANEL + 16, 4 * PANEL);
+}
+
+inline void load_tiles(const float* sums) {
+  _tile_loadd(0, sums, 4 * PANEL);
+  _tile_loadd(1, sums + 16, 4 * PANEL);
+  _tile_loadd(2, sums + 16 * PANEL, 4 * PANEL);
+  _tile_loadd(3, sums + 16 * PANEL + 16, 4 * PANEL);
 }
 
 inline void zero_tiles() {
@@ -182,27 +183,28 @@ void tile_two_panels(const bf16* x, const bf16* packed, const bf16* other, int64
   store_tiles(sums);
 }
 
-// A block of 32 rows, laid out tile by tile, times one panel. With each 32 inputs, `lines` cache
-// lines from `next` on are fetched.
-inline void tile_block(const bf16* tiles, const bf16* packed, int64_t K, float* sums, const char* next, int lines) {
-  zero_tiles();
-  for (int64_t k = 0; k < K; k += TILE_K, tiles += TILE_ROWS * TILE_K) {
-    const bf16* w = packed + k * PANEL;
-    for (int i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+// A block of 32 rows times one panel over part of the inputs; both as they lie in memory.
+template <bool ADD>
+void tile_block(const bf16* tiles, const bf16* w, int64_t inputs, float* sums) {
+  if (ADD)
+    load_tiles(sums);
+  else
+    zero_tiles();
+  for (int64_t k = 0; k < inputs; k += TILE_K, tiles += TILE_ROWS * TILE_K, w += TILE_K * PANEL) {
     _tile_loadd(6, w, 4 * PANEL);
-    _tile_loadd(4, tiles, 64);
+    _tile_loadd(4, tiles, 2 * TILE_K);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, w + PANEL, 4 * PANEL);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, tiles + 16 * TILE_K, 64);
+    _tile_loadd(5, tiles + 16 * TILE_K, 2 * TILE_K);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
   store_tiles(sums);
 }
 
-// Few rows: what counts is that the weight comes from memory once, by two streams. The second 16
-// rows find a pair of panels in the cache.
+// Few rows: what counts is that the weight comes from memory once, by two streams. All but the first
+// 16 rows find a pair of panels in the cache.
 inline void tile_multiply_few(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M) {
   const int64_t K = l.inputs, end = team.last(l.panels()), parts = (M + 15) / 16, rows = (M + parts - 1) / parts;
   alignas(64) float sums[2 * 16 * PANEL];
@@ -221,34 +223,44 @@ inline void tile_multiply_few(Team team, const bf16* x, const Linear& l, bf16* o
   _tile_release();
 }
 
-// More rows, in blocks of 32, laid out tile by tile first, in `tiles`. The last block repeats some
-// rows of the one before it. A panel stays in the first caches while a chunk of blocks, which stays
-// in the second, goes by and the next panel is fetched.
-inline void tile_multiply_many(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M, bf16* tiles) {
-  const int64_t K = l.inputs, rows = TILE_ROWS, blocks = (M + rows - 1) / rows;
+// More rows, in blocks of 32: what counts is that tiles come from near. The rows are laid out first, in
+// `tiles` [inputs / DEPTH][blocks][DEPTH / 32][32][32]. DEPTH inputs of a panel stay in the first level
+// cache while those of BLOCKS blocks go by, which stay in the second for PANELS panels, as do the sums.
+constexpr int64_t DEPTH = 256, BLOCKS = 16, PANELS = 8;
+
+inline void lay_out(Team team, const bf16* x, int64_t M, int64_t K, int64_t blocks, bf16* tiles) {
   for (int64_t b = team.first(blocks); b < team.last(blocks); b++) {
-    const bf16* from = x + std::min(b * rows, M - rows) * K;
-    bf16* to = tiles + b * rows * K;
-    for (int64_t k = 0; k < K; k += TILE_K)
-      for (int64_t i = 0; i < rows; i++, to += TILE_K) std::memcpy(to, from + i * K + k, 2 * TILE_K);
-  }
-  wait(team);
-  const int64_t chunk = std::max<int64_t>(1, CACHED / (2 * K * rows));
-  alignas(64) float sums[TILE_ROWS * PANEL];
-  configure_tiles(rows);
-  for (int64_t first = 0; first < blocks; first += chunk) {
-    const int64_t last = std::min(blocks, first + chunk), count = last - first;
-    const int lines = int((32 + count - 1) / count);
-    for (int64_t p = team.first(l.panels()); p < team.last(l.panels()); p++) {
-      const bf16* packed = l.packed + p * PANEL * K;
-      const char* next = (const char*)(packed + PANEL * K);
-      for (int64_t b = first; b < last; b++, next += 64 * lines * (K / TILE_K)) {
-        tile_block(tiles + b * rows * K, packed, K, sums, next, lines);
-        for (int64_t i = 0; i < rows; i++)
-          write_sums(sums + i * PANEL, l, p * PANEL, out + (std::min(b * rows, M - rows) + i) * l.outputs);
-      }
+    const bf16* from = x + std::min(b * TILE_ROWS, M - TILE_ROWS) * K;  // the last may repeat rows
+    for (int64_t k = 0; k < K; k += DEPTH) {
+      const int64_t depth = std::min(DEPTH, K - k);
+      bf16* to = tiles + TILE_ROWS * (blocks * k + b * depth);
+      for (int64_t i = k; i < k + depth; i += TILE_K)
+        for (int64_t row = 0; row < TILE_ROWS; row++, to += TILE_K) std::memcpy(to, from + row * K + i, 2 * TILE_K);
     }
   }
+}
+
+inline void tile_multiply_many(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M, bf16* tiles) {
+  constexpr int64_t SIZE = TILE_ROWS * PANEL;  // sums of a block and a panel
+  const int64_t K = l.inputs, blocks = (M + TILE_ROWS - 1) / TILE_ROWS, end = team.last(l.panels());
+  lay_out(team, x, M, K, blocks, tiles);
+  wait(team);
+  float* all_sums = scratch<float, 1>(BLOCKS * PANELS * SIZE);
+  configure_tiles(TILE_ROWS);
+  for (int64_t b_0 = 0; b_0 < blocks; b_0 += BLOCKS)
+    for (int64_t p_0 = team.first(l.panels()); p_0 < end; p_0 += PANELS)
+      for (int64_t k = 0; k < K; k += DEPTH) {
+        const int64_t depth = std::min(DEPTH, K - k);
+        for (int64_t p = p_0; p < std::min(end, p_0 + PANELS); p++)
+          for (int64_t b = b_0; b < std::min(blocks, b_0 + BLOCKS); b++) {
+            float* sums = all_sums + ((p - p_0) * BLOCKS + b - b_0) * SIZE;
+            (k ? tile_block<true> : tile_block<false>)(tiles + TILE_ROWS * (blocks * k + b * depth),
+                                                       l.packed + (p * K + k) * PANEL, depth, sums);
+            if (k + depth < K) continue;
+            bf16* to = out + std::min(b * TILE_ROWS, M - TILE_ROWS) * l.outputs;
+            for (int64_t i = 0; i < TILE_ROWS; i++) write_sums(sums + i * PANEL, l, p * PANEL, to + i * l.outputs);
+          }
+      }
   _tile_release();
 }
 #endif
@@ -258,7 +270,7 @@ inline void tile_multiply_many(Team team, const bf16* x, const Linear& l, bf16* 
 // Elements of `tiles` that `multiply` needs for M rows; shared by the team.
 inline int64_t tiles_size(const Linear& l, int64_t M) {
 #ifdef HAS_TILES
-  return M > TILE_ROWS ? (M + TILE_ROWS) * l.inputs : 0;
+  return M > STREAM_ROWS ? (M + TILE_ROWS) * l.inputs : 0;
 #else
   return 0;
 #endif
@@ -268,7 +280,7 @@ inline int64_t tiles_size(const Linear& l, int64_t M) {
 inline void multiply(Team team, const bf16* x, const Linear& l, bf16* out, int64_t M, bf16* tiles) {
 #ifdef HAS_TILES
   if (M > FEW_ROWS && l.inputs % TILE_K == 0) {
-    if (M <= TILE_ROWS) return tile_multiply_few(team, x, l, out, M);
+    if (M <= STREAM_ROWS) return tile_multiply_few(team, x, l, out, M);
     return tile_multiply_many(team, x, l, out, M, tiles);
   }
 #endif
