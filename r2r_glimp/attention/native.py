@@ -7,6 +7,7 @@ are those of the gather backend, which is what this one is checked against.
 """
 
 import ctypes
+import math
 from array import array
 from ctypes import c_void_p
 
@@ -34,16 +35,19 @@ class NativeBackend(GatherBackend):
     def __init__(
         self, library: Library, layers: list[LayerSpec], num_blocks: int, dtype: torch.dtype
     ) -> None:
-        super().__init__(layers, num_blocks, dtype, torch.device("cpu"))
-        for plane in self.keys + self.values:
-            library.use_large_pages(plane.data_ptr(), plane.numel() * plane.element_size())
         self.library = library
+        super().__init__(layers, num_blocks, dtype, torch.device("cpu"))
         self.attend = library.attend[dtype]
         # What the kernels read, by layer: in one piece, for those that run many layers.
         self.structs = (LayerStruct * len(layers))()
         self.key_planes = (c_void_p * len(layers))(*(plane.data_ptr() for plane in self.keys))
         self.value_planes = (c_void_p * len(layers))(*(plane.data_ptr() for plane in self.values))
         self._filled: set[int] = set()
+
+    def _empty(self, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = self.library.empty(sum(sizes), self.dtype).split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def plan(self, rows: list[Row]) -> "NativeBatch":  # type: ignore[override]
         """Pointers for a batch of rows; use it for one forward pass."""

@@ -10,8 +10,12 @@
 #include <cstring>
 #include <limits>
 #include <vector>
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #include <immintrin.h>
+#define HAS_VECTORS
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define HAS_TILES
+#endif
 #endif
 #ifdef __linux__
 #include <sys/mman.h>

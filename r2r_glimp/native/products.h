@@ -10,13 +10,6 @@
 
 #include "common.h"
 
-#if defined(__AVX512BF16__)
-#define HAS_VECTORS
-#if defined(__AMX_BF16__) && defined(__linux__)
-#define HAS_TILES
-#endif
-#endif
-
 namespace {
 
 #ifdef HAS_VECTORS
