@@ -17,7 +17,7 @@ from r2r_glimp.attention.paged import install, kv_bytes_per_token
 from r2r_glimp.core import CheckpointError, EngineError, UsageError
 from r2r_glimp.models.pair import LoadedModel
 from r2r_glimp.native.library import LEVELS, SUFFIXES, Library, load_library
-from r2r_glimp.native.modules import accelerate
+from r2r_glimp.native.modules import accelerate, native_level
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,12 @@ class ModelRunner:
         self.loaded = loaded
         self.model = loaded.model
         self.layers = install(self.model)
+        level = native_level(self.model)
+        if level and kernels not in ("auto", level):
+            raise UsageError(
+                f"{loaded.name} was exchanged for kernels={level!r}, for good: load it again for "
+                f"kernels={kernels!r}"
+            )
         self._library = None if kernels == "torch" else self._find_library(kernels)
         attention = "gathered attention" if self._library is None else "native paged attention"
         self.paths = f"{attention}, plain torch"

@@ -272,9 +272,17 @@ _NAMES: dict[type, str] = {
 }
 
 
+def native_level(model: nn.Module) -> str | None:
+    """What multiplies bf16 in layers that were exchanged: a level of the library, None if none."""
+    return next((m.library.level for m in model.modules() if isinstance(m, NativeLinear)), None)
+
+
 def _describe(model: nn.Module) -> str:
     inside = {id(m) for n in model.modules() if isinstance(n, NativeLayer) for m in n.modules()}
     inside -= {id(n) for n in model.modules() if isinstance(n, NativeLayer)}
     outside = (module for module in model.modules() if id(module) not in inside)
     counts = Counter(_NAMES.get(type(module)) for module in outside)
-    return ", ".join(f"{name} ({counts[name]})" for name in _NAMES.values() if counts[name])
+    parts = [f"{name} ({counts[name]})" for name in _NAMES.values() if counts[name]]
+    if level := native_level(model):
+        parts.append(f"products by {level}")
+    return ", ".join(parts)
