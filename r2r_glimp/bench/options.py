@@ -12,8 +12,9 @@ class BenchOptions:
     Args:
         slm_shape: shape of the small model: a name, a config.json or its folder; random weights.
         llm_shape: shape of the large model.
+        pair: a real pair instead: a preset or a YAML file; `serve` has abacus by default.
         device: auto, cpu, cuda or cuda:N.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; with a pair also auto, what the checkpoint says.
         batch: requests at once.
         context: tokens of a prompt.
         tokens: tokens generated per request and repeat.
@@ -23,15 +24,15 @@ class BenchOptions:
         step_tokens: length of a step.
         router: random, or entropy, margin, to see what scoring costs; they do not keep the share.
         no_peers: do not measure what one would use instead.
-        kernels: auto or torch.
+        kernels: auto, amx, avx512, onednn or torch.
         threads: threads of torch; by default what it chooses.
-        pair: whom `serve` serves, a preset or a YAML file.
         clients: of `serve`, each with one request after the other.
         requests: of `serve`, in a repeat; of `tokens` tokens on average.
     """
 
     slm_shape: str = "qwen3-0.6b"
     llm_shape: str = "qwen3-1.7b"
+    pair: str | None = None
     device: str = "auto"
     dtype: str = "bfloat16"
     batch: int = 1
@@ -45,7 +46,6 @@ class BenchOptions:
     no_peers: bool = False
     kernels: str = "auto"
     threads: int | None = None
-    pair: str = "abacus"
     clients: int = 16
     requests: int = 64
 

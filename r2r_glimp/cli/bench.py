@@ -7,7 +7,8 @@ label      what labeling does most: the LLM writes, the SLM reads
 overhead   what the engine itself takes, with models that compute nothing
 serve      what HTTP costs: clients of a server, against the same requests in the offline engine
 
-Models have real shapes and random weights: nothing is downloaded. `serve` takes a --pair.
+Models have real shapes and random weights, nothing is downloaded; --pair takes a real pair. `serve`
+serves one: abacus, if none is named.
 """
 
 import json

@@ -66,7 +66,8 @@ class EngineOptions:
         llm_min_batch: rows that must wait for the LLM before it runs, while the SLM has work.
         llm_max_wait: ticks after which the LLM runs all the same.
         prefix_cache: reuse the KV of earlier requests with the same beginning (default: true).
-        kernels: auto, the fastest there is here, or torch, the plain reference.
+        kernels: auto, the fastest there is here; amx, avx512 or onednn, what multiplies bfloat16 on
+            the CPU; or torch, the plain reference.
     """
 
     kv_memory: str | int = "1GiB"
@@ -75,7 +76,7 @@ class EngineOptions:
     llm_min_batch: int = 1
     llm_max_wait: int = 4
     prefix_cache: bool = True
-    kernels: Literal["auto", "torch"] = "auto"
+    kernels: Literal["auto", "amx", "avx512", "onednn", "torch"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,8 +49,9 @@ class Engine:
         llm_min_batch: the LLM runs when this many rows wait for it,
         llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
         prefix_cache: reuse the KV of earlier requests with the same beginning.
-        kernels: "auto", the fastest there is here, or "torch", the reference they are checked
-            against. On the CPU, "auto" exchanges layers of the pair's models for good.
+        kernels: "auto", the fastest there is here; "amx", "avx512" or "onednn", what multiplies
+            bfloat16 on the CPU; or "torch", the reference they are checked against. On the CPU all
+            but "torch" exchange layers of the pair's models for good.
 
     Raises:
         CheckpointError: a model cannot run under paged attention.

@@ -1,6 +1,9 @@
 """KV memory: from what a user wrote (`2GiB`, `0.5`) to a number of blocks."""
 
 import re
+from pathlib import Path
+
+import torch
 
 from r2r_glimp.core import UsageError
 from r2r_glimp.kv.pool import BLOCK_SIZE
@@ -29,6 +32,16 @@ def parse_bytes(size: str | int) -> int:
             f"kv_memory={size!r} is not a size: write 512MiB, 2GiB or a number of bytes"
         )
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch holds for later is free too
+        return torch.cuda.mem_get_info(device)[0]
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found is not None, "Linux says how much memory is available"
+    return int(found[1]) * 1024
 
 
 def num_blocks_for(kv_bytes: int, bytes_per_token: int) -> int:

@@ -23,9 +23,7 @@ from r2r_glimp.native.layer import NativeLayer, find_layer, join, link_runs, nor
 from r2r_glimp.native.library import SUFFIXES, Library, LinearStruct
 
 
-def accelerate(
-    model: PreTrainedModel, layers: list[LayerSpec], library: Library | None
-) -> str:
+def accelerate(model: PreTrainedModel, layers: list[LayerSpec], library: Library | None) -> str:
     """Exchange what can be, in place; a second call changes nothing.
 
     Args:
@@ -180,9 +178,7 @@ class NativeRMSNorm(nn.Module):
 class NativeMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), [..., H] to [..., H]."""
 
-    def __init__(
-        self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, library: Library
-    ) -> None:
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, library: Library) -> None:
         super().__init__()
         self.library = library
         self.gate_up = join([gate, up])
