@@ -93,6 +93,15 @@ inline void wait(Team team) {
   }
 }
 
+#ifdef HAS_TILES
+// What a thread's tiles hold: rows of so many bytes each.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+#endif
+
 // Large pages for memory that is not yet written: what reads or writes it from end to end, or in long
 // strides, touches many 4 KiB pages, and would miss the TLB on each. Only whole large pages are.
 constexpr uintptr_t LARGE_PAGE = 1 << 21;

@@ -5,7 +5,7 @@
 // A team stays together through all layers; between two parts of a layer it waits once.
 #pragma once
 
-#include "attention.h"
+#include "attention_bf16.h"
 #include "products.h"
 #include "rows.h"
 

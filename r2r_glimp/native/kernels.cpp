@@ -3,7 +3,7 @@
 // Compiled for the machine it runs on (-march=native), so loops over `float` become its widest
 // vectors. Not with -ffast-math: NaN must stay NaN, the engine looks for it.
 
-#include "attention.h"
+#include "attention_bf16.h"
 #include "decoder.h"
 #include "products.h"
 #include "rows.h"

@@ -118,11 +118,7 @@ constexpr int64_t STREAM_ROWS = 64;  // so many, what counts is reading the weig
 // Gives this thread its tiles: sums in 0 1 2 3, x in 4 5, weights in 6 7, 16 rows each but those of
 // sums and x where there are fewer.
 inline void configure_tiles(int64_t rows) {
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
+  TileConfig config;
   for (int i = 0; i < 8; i++) {
     config.rows[i] = uint8_t(i < 6 ? std::min<int64_t>(rows, 16) : 16);
     config.bytes[i] = 64;

@@ -116,14 +116,14 @@ def test_attention_equals_the_gather_backend(level: str, dtype: torch.dtype) -> 
 @needs_library
 def test_nan_stays_nan() -> None:
     assert isinstance(LIBRARY, Library)
-    spec = LayerSpec(1, 8, 8, 1.0, None, None, False)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, dim in ((torch.float32, 8), (torch.bfloat16, 8), (torch.bfloat16, 32)):
+        spec = LayerSpec(1, dim, dim, 1.0, None, None, False)
         backend = NativeBackend(LIBRARY, [spec], 4, dtype)
-        query, key, value = (torch.randn(3, 1, 8).to(dtype) for _ in range(3))
+        query, key, value = (torch.randn(6, 1, dim).to(dtype) for _ in range(3))
         key[1] = torch.nan
-        batch = backend.plan([Row([0] * 3, 0, array("i", [2]))])
+        batch = backend.plan([Row([0] * 6, 0, array("i", [2]))])
         out = batch.attend(0, query, key, value, spec, None)
-        assert out.isnan().any(-1).flatten().tolist() == [False, True, True]
+        assert out.isnan().any(-1).flatten().tolist() == [False, *[True] * 5]
     norm = modules.NativeRMSNorm(nn.Parameter(torch.ones(8)), 1e-6, LIBRARY)
     assert norm(torch.tensor([[torch.nan] * 8])).isnan().all()
 
