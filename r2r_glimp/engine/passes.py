@@ -1,11 +1,13 @@
 """Passes: one model computes as many sequences as fit; cursors move, who fails is ended."""
 
+import time
 from dataclasses import dataclass
 
 import torch
 
 from r2r_glimp.attention.gather import Row
 from r2r_glimp.core import EngineError, Model
+from r2r_glimp.engine.cost import PassCost
 from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
@@ -30,6 +32,9 @@ class Passes:
         runners: the SLM's and the LLM's.
         scheduler: cuts rows and holds blocks.
         writer: ends sequences that fail.
+
+    Attributes:
+        costs: what each model's passes take.
     """
 
     def __init__(
@@ -38,20 +43,24 @@ class Passes:
         self.runners = runners
         self.scheduler = scheduler
         self.writer = writer
+        self.costs = (PassCost(), PassCost())
 
     def run(self, model: Model, candidates: list[Sequence]) -> tuple[list[Computed], Rows]:
         """Compute what fits a pass. Who fails is ended and left out."""
         batch = self.scheduler.schedule(model, candidates)
+        if not batch:
+            return [], _NOTHING
         wanted = [_num_wanted(sequence, row, model) for sequence, row in batch]
+        started = time.perf_counter()
         try:
-            if not batch:
-                return [], _NOTHING
             rows = self.runners[model].forward([row for _, row in batch], wanted)
         except (RuntimeError, EngineError) as error:
             for sequence, _ in batch:
                 self.writer.fail(sequence, f"the {model.name} failed: {error}")
             return [], _NOTHING
         finite = (~rows.logits_RV.amax(-1).isnan()).tolist()  # a maximum with NaN is NaN
+        num_tokens = sum(len(row.tokens) for _, row in batch)
+        self.costs[model].observe(num_tokens, time.perf_counter() - started)
         offset, computed = 0, []
         for (sequence, row), num_wanted in zip(batch, wanted, strict=True):
             first, offset = offset, offset + num_wanted
