@@ -154,7 +154,8 @@ class Engine:
         router = self.decider.load(routing.router or self.router)
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
         sequences = self.intake.sequences(encoded, sampling, routing, router, request_id)
-        self.scheduler.waiting.extend(sequences)
+        for sequence in sequences:
+            self.scheduler.add(sequence)
         return sequences[0].request_id
 
     def abort(self, request_id: str) -> None:
