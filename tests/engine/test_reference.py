@@ -79,7 +79,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     batch=st.lists(requests, min_size=1, max_size=6),
     prefix=st.lists(st.integers(0, 7), min_size=0, max_size=40),
