@@ -23,6 +23,7 @@ class BenchOptions:
         granularity: token or step.
         step_tokens: length of a step.
         router: random, or entropy, margin, to see what scoring costs; they do not keep the share.
+        speculate: drafts of the SLM for each pass of the LLM, in `speculate`.
         no_peers: do not measure what one would use instead.
         kernels: auto, amx, avx512, onednn or torch.
         threads: threads of torch; by default what it chooses.
@@ -43,6 +44,7 @@ class BenchOptions:
     granularity: str = "token"
     step_tokens: int = 40
     router: str = "random"
+    speculate: int = 4
     no_peers: bool = False
     kernels: str = "auto"
     threads: int | None = None
@@ -50,7 +52,8 @@ class BenchOptions:
     requests: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("batch", "context", "tokens", "repeats", "step_tokens", "clients", "requests"):
+        counts = ("batch", "context", "tokens", "repeats", "step_tokens", "speculate")
+        for name in (*counts, "clients", "requests"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is out of range: 1 or more")
         if not 0 <= self.share <= 1:

@@ -46,6 +46,8 @@ class Sequence:
     ticks_waiting: int = 0  # for the LLM
     num_drafts: int = 0  # last tokens of the timeline that the LLM has not confirmed
     draft_length: int = 0  # how many to try next, learnt from how many were right
+    draft_misses: int = 0  # times in a row that not even the first was right
+    draft_pause: int = 0  # passes of the LLM without drafts, after misses
     score: float | None = None  # of the decision taken at the next token, if one was
     looped: bool = False  # the repetition guard closed the thinking
     finish_reason: FinishReason | None = None

@@ -65,6 +65,12 @@ def test_a_real_pair_is_measured_like_a_shape(capsys: pytest.CaptureFixture[str]
         assert any(line["name"].startswith("HF generate") for line in found["lines"])
 
 
+def test_speculation_is_held_against_the_llm_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, "speculate", *QUICK, "--batch", "2", "--tokens", "8")
+    names = [line["name"] for line in found["lines"]]
+    assert names[0] == "LLM alone" and names[-1] == "drafts right 95%"
+
+
 def test_label(capsys: pytest.CaptureFixture[str]) -> None:
     found = report(capsys, "label", *QUICK, "--batch", "2")
     assert [line["name"].split(":")[0] for line in found["lines"]][:2] == ["respond", "compare"]
