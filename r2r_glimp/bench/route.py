@@ -70,6 +70,9 @@ def run(setting: Setting) -> Report:
         "LLM alone": lambda: alone("llm"),
     }
     if o.batch > 1:
+        runs["routed, the LLM never waits for company"] = lambda: _impatient(
+            engine, prompts, setting
+        )
         runs["routed, one after another"] = lambda: _one_by_one(engine, prompts, setting)
     elif not o.no_peers:
         slm, llm = setting.peer(Model.SLM), setting.peer(Model.LLM)
@@ -163,6 +166,14 @@ def _write(
     requests: list[Prompt] = [*prompts]
     outputs = engine.generate(requests, samplings, _routing(setting))
     return time.perf_counter() - started, outputs
+
+
+def _impatient(engine: Engine, prompts: list[list[int]], setting: Setting) -> float:
+    engine.tick.patience.min_batch = 1
+    try:
+        return _write(engine, prompts, setting)[0] / (len(prompts) * setting.options.tokens)
+    finally:
+        engine.tick.patience.min_batch = None
 
 
 def _one_by_one(engine: Engine, prompts: list[list[int]], setting: Setting) -> float:
