@@ -44,17 +44,10 @@ class Passes:
         self.scheduler = scheduler
         self.writer = writer
         self.costs = (PassCost(), PassCost())
-        self.fill = [0, 0]
 
-    def run(
-        self, model: Model, candidates: list[Sequence], riders: list[Sequence] | None = None
-    ) -> tuple[list[Computed], Rows]:
-        """Compute what fits a pass. Who fails is ended and left out.
-
-        Args:
-            riders: who may catch up where there is room.
-        """
-        batch = self.scheduler.schedule(model, candidates, riders or [], self.fill[model])
+    def run(self, model: Model, candidates: list[Sequence]) -> tuple[list[Computed], Rows]:
+        """Compute what fits a pass. Who fails is ended and left out."""
+        batch = self.scheduler.schedule(model, candidates)
         if not batch:
             return [], _NOTHING
         wanted = [_num_wanted(sequence, row, model) for sequence, row in batch]

@@ -74,17 +74,11 @@ class Scheduler:
             del self.waiting[sequence]
             insort(self.running, sequence, key=lambda s: s.arrival)
 
-    def schedule(
-        self, model: Model, candidates: list[Sequence], riders: list[Sequence], fill: int
-    ) -> list[tuple[Sequence, Row]]:
+    def schedule(self, model: Model, candidates: list[Sequence]) -> list[tuple[Sequence, Row]]:
         """Rows of the model's next forward pass, oldest sequences first, with blocks reserved.
 
         Long prompts are cut at the token budget. Where blocks run out the newest sequences are
         preempted.
-
-        Args:
-            riders: whose turn is the other model's: they catch up, all but their last token, where
-                the pass has fewer than `fill` tokens.
         """
         budget, batch = self.max_batch_tokens, []
         for sequence in candidates:
@@ -102,17 +96,7 @@ class Scheduler:
             else:
                 batch.append((sequence, Row(timeline.tokens[start:end], start, timeline.blocks)))
                 budget -= end - start
-        batch = [(sequence, row) for sequence, row in batch if sequence.runs]
-        spare = fill - sum(len(row.tokens) for _, row in batch) if batch else 0
-        for sequence in riders:
-            if spare <= 0:
-                break
-            timeline, start = sequence.timelines[model], sequence.num_computed[model]
-            end = min(len(timeline.tokens) - 1, start + spare)
-            if sequence.runs and end > start and self.kv.reserve(timeline, end, model):
-                batch.append((sequence, Row(timeline.tokens[start:end], start, timeline.blocks)))
-                spare -= end - start
-        return batch
+        return [(sequence, row) for sequence, row in batch if sequence.runs]
 
     def advance(self, sequence: Sequence, row: Row, model: Model) -> None:
         """Move a model's cursor over a computed row. Drafts are computed, but not remembered."""

@@ -52,7 +52,7 @@ class Tick:
         slm = [s for s in running if s.policy.turn is not Turn.LLM]
         if slm:
             self.patience.count(Model.SLM, slm)
-            self._advance(Model.SLM, slm, [s for s in running if s.policy.turn is Turn.LLM])
+            self._advance(Model.SLM, slm)
         llm = [s for s in running if s.policy.turn is Turn.LLM]
         if not llm:
             return
@@ -63,15 +63,14 @@ class Tick:
         self.patience.count(Model.LLM, llm)
         self.drafter.draft(llm)
         # Drafting may have ended or preempted some.
-        called = [s for s in running if s.policy.turn is not Turn.LLM and s.stats.llm_tokens]
-        self._advance(Model.LLM, [s for s in llm if s.finish_reason is None], called)
+        self._advance(Model.LLM, [s for s in llm if s.finish_reason is None])
 
-    def _advance(self, model: Model, candidates: list[Sequence], riders: list[Sequence]) -> None:
+    def _advance(self, model: Model, candidates: list[Sequence]) -> None:
         """Run one model over as many of the sequences as fit a forward pass; write what it says."""
         for sequence in candidates:
             self.writer.sync(sequence, model)
         ready: list[tuple[Sequence, range]] = []
-        batch, rows = self.passes.run(model, candidates, riders)
+        batch, rows = self.passes.run(model, candidates)
         for one in batch:
             sequence, picked = one.sequence, one.wanted
             if model is Model.LLM and sequence.traces_llm:
