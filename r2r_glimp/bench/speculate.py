@@ -7,7 +7,6 @@ one token to one over a few.
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from r2r_glimp.core import Model, Prompt, RequestOutput, RoutingParams
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.passes import Computed
 from r2r_glimp.engine.runner import Rows
+from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.kv.pool import BLOCK_SIZE
 
 AGREEMENTS = (0.0, 0.6, 0.8, 0.95)
@@ -82,8 +82,8 @@ class _Oracle:
         passes.run = self._agree  # type: ignore[method-assign]
 
     @torch.inference_mode()
-    def _agree(self, model: Model, *args: Any) -> tuple[list[Computed], Rows]:
-        batch, rows = self._run(model, *args)
+    def _agree(self, model: Model, candidates: list[Sequence]) -> tuple[list[Computed], Rows]:
+        batch, rows = self._run(model, candidates)
         for one in batch:
             timeline = one.sequence.timelines[model]
             text = self._texts[tuple(timeline.tokens[: self._length])]
