@@ -54,7 +54,10 @@ def text_of(row: Row, key: str, where: str) -> str:
     """
     if key not in row:
         keys = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: key {key!r} is missing (the row has {keys})")
+        raise DataError(
+            f"{where}: key {key!r} is missing (the row has {keys}): is source.format right? for "
+            "plain rows, source.id_key, question_key, answer_key and response_key name the keys"
+        )
     value = row[key]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)

@@ -10,6 +10,7 @@ import torch
 from r2r_glimp.attention.gather import GatherBackend
 from r2r_glimp.attention.native import NativeBackend
 from r2r_glimp.attention.paged import LayerSpec
+from r2r_glimp.core import UsageError
 from r2r_glimp.native.library import SUFFIXES, Library, load_library
 
 log = logging.getLogger(__name__)
@@ -21,19 +22,34 @@ class BackendChoice:
 
     name: str  # for people
     make: Callable[[list[LayerSpec], int], GatherBackend]
+    library: Library | None = None  # the CPU's kernels
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, kernels: str) -> BackendChoice:
+def choose_backend(
+    name: str, device: torch.device, dtype: torch.dtype, kernels: str
+) -> BackendChoice:
     """The fastest backend for a device and a dtype; the reference if `kernels` is "torch".
 
     Where a faster one should be had and is not, a warning says why.
+
+    Args:
+        name: of the model, for messages.
+        kernels: "auto", "torch", or a level of the CPU's kernels.
+
+    Raises:
+        UsageError: a level that is not to be had here.
     """
 
     def gather(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:
         return GatherBackend(layers, num_blocks, dtype, device)
 
+    if kernels not in ("auto", "torch") and (device.type != "cpu" or dtype not in SUFFIXES):
+        raise UsageError(
+            f"kernels={kernels!r} is for bfloat16 or float32 on the CPU, and {name} is "
+            f"{dtype} on {device}: take auto or torch"
+        )
     if kernels != "torch":
-        fast = _triton(device, dtype) if device.type == "cuda" else _native(dtype)
+        fast = _triton(device, dtype) if device.type == "cuda" else _native(dtype, kernels)
         if fast is not None:
             return fast
     return BackendChoice("gathered attention", gather)
@@ -71,15 +87,17 @@ def _triton(device: torch.device, dtype: torch.dtype) -> BackendChoice | None:
     return BackendChoice("Triton paged attention" + ", torch varlen for prompts" * by_torch, make)
 
 
-def _native(dtype: torch.dtype) -> BackendChoice | None:
+def _native(dtype: torch.dtype, kernels: str) -> BackendChoice | None:
     if dtype not in SUFFIXES:
         return None
-    library = load_library()
+    library = load_library(kernels)
     if not isinstance(library, Library):
+        if kernels != "auto":
+            raise UsageError(f"kernels={kernels!r} is not to be had here: {library}")
         log.warning("no native kernels, attention gathers pages and is slower: %s", library)
         return None
 
     def make(layers: list[LayerSpec], num_blocks: int) -> GatherBackend:
         return NativeBackend(library, layers, num_blocks, dtype)
 
-    return BackendChoice("native paged attention", make)
+    return BackendChoice("native paged attention", make, library)

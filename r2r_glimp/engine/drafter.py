@@ -15,6 +15,8 @@ from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 
+_MAX_PAUSE = 31
+
 
 class Drafter:
     """Drafts, and learns how many are worth it.
@@ -32,9 +34,14 @@ class Drafter:
 
     def draft(self, sequences: list[Sequence]) -> None:
         """Put drafts on the timelines of sequences whose turn is the LLM's."""
+        resting = {s for s in sequences if s.draft_pause}
+        for sequence in resting:
+            sequence.draft_pause -= 1
         # Where the SLM has nothing to compute (its proposal was just deferred) the LLM goes first.
         drafting = [
-            s for s in sequences if self._num_wanted(s) > 0 and s.num_outstanding(Model.SLM)
+            s
+            for s in sequences
+            if s not in resting and self._num_wanted(s) > 0 and s.num_outstanding(Model.SLM)
         ]
         while drafting:
             batch, rows = self.passes.run(Model.SLM, drafting, Stream.LLM)
@@ -65,6 +72,9 @@ class Drafter:
         sequence.stats.draft_accepted += min(num_right, num_written)
         # One more than was right: as many as are likely to be right again, and a try.
         sequence.draft_length = min(sequence.policy.route.params.speculate, num_right + 1)
+        # Where the SLM keeps being wrong it is asked ever less often.
+        sequence.draft_misses = 0 if num_right else sequence.draft_misses + 1
+        sequence.draft_pause = min(_MAX_PAUSE, max(0, 2**sequence.draft_misses // 2 - 1))
         if sequence.finish_reason is None:
             # The last token stays to be computed, by whoever's turn is next.
             self.scheduler.roll_back(sequence, start, start + min(num_right, num_written - 1))

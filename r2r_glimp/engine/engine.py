@@ -27,6 +27,7 @@ from r2r_glimp.engine.graphs import NONE, make_graphs
 from r2r_glimp.engine.intake import Intake
 from r2r_glimp.engine.memory import plan_blocks
 from r2r_glimp.engine.passes import Passes
+from r2r_glimp.engine.patience import Patience
 from r2r_glimp.engine.prompts import EncodedPrompt, encode_prompt
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
@@ -51,11 +52,13 @@ class Engine:
             free on their devices (`0.85`), or `"auto"`: that share of a GPU, 1 GiB of a CPU.
         max_batch: sequences that run at once.
         max_batch_tokens: tokens one forward pass computes at most; longer prompts are chunked.
-        llm_min_batch: the LLM runs when this many rows wait for it,
-        llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
+        llm_min_batch: the LLM runs when this many rows wait for it, or when the SLM has nothing to
+            do. None: when waiting for more no longer pays, by what passes of both models take.
+        llm_max_wait: with `llm_min_batch`: or when one has waited this many ticks.
         prefix_cache: reuse the KV of earlier requests with the same beginning.
-        kernels: "auto", the fastest there is here, or "torch", the reference they are checked
-            against. On the CPU, "auto" exchanges layers of the pair's models for good.
+        kernels: "auto", the fastest there is here; "amx", "avx512" or "onednn", what multiplies
+            bfloat16 on the CPU; or "torch", the reference they are checked against. On the CPU all
+            but "torch" exchange layers of the pair's models for good.
         graphs: on a GPU, repeat passes of few tokens as CUDA graphs.
 
     Raises:
@@ -71,13 +74,13 @@ class Engine:
         kv_memory: str | float = "auto",
         max_batch: int = 32,
         max_batch_tokens: int = 2048,
-        llm_min_batch: int = 1,
+        llm_min_batch: int | None = None,
         llm_max_wait: int = 4,
         prefix_cache: bool = True,
         kernels: str = "auto",
         graphs: bool = True,
     ) -> None:
-        if min(max_batch, max_batch_tokens, llm_min_batch) < 1:
+        if min(max_batch, max_batch_tokens, 1 if llm_min_batch is None else llm_min_batch) < 1:
             raise UsageError("max_batch, max_batch_tokens and llm_min_batch must be 1 or more")
         self.pair = pair
         self.shared = pair.same_vocabulary
@@ -109,8 +112,7 @@ class Engine:
             decider=self.decider,
             drafter=Drafter(passes, self.scheduler, min(self.room)),
             writer=self.writer,
-            llm_min_batch=llm_min_batch,
-            llm_max_wait=llm_max_wait,
+            patience=Patience(passes.costs, llm_min_batch, llm_max_wait),
         )
 
     @property
@@ -163,7 +165,8 @@ class Engine:
         router = self.decider.load(routing.router or self.router)
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
         sequences = self.intake.sequences(encoded, sampling, routing, router, request_id)
-        self.scheduler.waiting.extend(sequences)
+        for sequence in sequences:
+            self.scheduler.add(sequence)
         return sequences[0].request_id
 
     def abort(self, request_id: str) -> None:

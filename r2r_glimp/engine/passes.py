@@ -1,11 +1,13 @@
 """Passes: one model computes as many sequences as fit; cursors move, who fails is ended."""
 
+import time
 from dataclasses import dataclass
 
 import torch
 
 from r2r_glimp.attention.gather import Row
 from r2r_glimp.core import EngineError, Model, SamplingParams
+from r2r_glimp.engine.cost import PassCost
 from r2r_glimp.engine.graphs import Draws, Graphs
 from r2r_glimp.engine.runner import ModelRunner, Rows
 from r2r_glimp.engine.sampling import Stream, sample, uniform
@@ -33,6 +35,9 @@ class Passes:
         scheduler: cuts rows and holds blocks.
         writer: ends sequences that fail.
         graphs: captured passes of each, None where there are none.
+
+    Attributes:
+        costs: what each model's passes take.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Passes:
         self.scheduler = scheduler
         self.writer = writer
         self.graphs = graphs
+        self.costs = (PassCost(), PassCost())
 
     def run(
         self, model: Model, candidates: list[Sequence], stream: Stream
@@ -56,10 +62,11 @@ class Passes:
             stream: where a pass that draws takes its random numbers from.
         """
         batch = self.scheduler.schedule(model, candidates)
+        if not batch:
+            return [], _NOTHING
         wanted = [_num_wanted(sequence, row, model) for sequence, row in batch]
+        started = time.perf_counter()
         try:
-            if not batch:
-                return [], _NOTHING
             rows = self._compute(model, batch, wanted, stream)
         except (RuntimeError, EngineError) as error:
             for sequence, _ in batch:
@@ -67,6 +74,8 @@ class Passes:
             return [], _NOTHING
         # a maximum with NaN is NaN
         finite = rows.drawn.finite if rows.drawn else (~rows.logits_RV.amax(-1).isnan()).tolist()
+        num_tokens = sum(len(row.tokens) for _, row in batch)
+        self.costs[model].observe(num_tokens, time.perf_counter() - started)
         offset, computed = 0, []
         for (sequence, row), num_wanted in zip(batch, wanted, strict=True):
             first, offset = offset, offset + num_wanted

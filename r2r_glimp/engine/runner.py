@@ -16,7 +16,8 @@ from r2r_glimp.attention.gather import GatherBackend, Row
 from r2r_glimp.attention.paged import PagedContext, install, kv_bytes_per_token
 from r2r_glimp.core import CheckpointError, EngineError, UsageError
 from r2r_glimp.models.pair import LoadedModel
-from r2r_glimp.native.modules import accelerate
+from r2r_glimp.native.library import LEVELS
+from r2r_glimp.native.modules import accelerate, native_level
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class Rows:
         )
 
 
-KERNELS = ("auto", "torch")
+KERNELS = ("auto", *LEVELS, "torch")
 
 
 class ModelRunner:
@@ -68,27 +69,34 @@ class ModelRunner:
     Args:
         loaded: the model; on the CPU its layers are exchanged for faster ones that compute the
             same, for good, unless `kernels` is "torch".
-        kernels: "auto", the fastest there is here, or "torch", plain torch and gathered pages: the
-            reference.
+        kernels: "auto", the fastest there is here; "amx", "avx512" or "onednn", what multiplies
+            bf16 on the CPU; or "torch", plain torch and gathered pages: the reference.
 
     Attributes:
         paths: what computes the linears, norms and the attention, for people.
 
     Raises:
         CheckpointError: the architecture does not run under paged attention.
-        UsageError: no such kernels.
+        UsageError: no such kernels, or not on this machine.
     """
 
     def __init__(self, loaded: LoadedModel, kernels: str = "auto") -> None:
         if kernels not in KERNELS:
-            raise UsageError(f"kernels={kernels!r} is not to be had: {' or '.join(KERNELS)}")
+            raise UsageError(f"kernels={kernels!r} is not to be had: {', '.join(KERNELS)}")
         self.loaded = loaded
         self.model = loaded.model
         self.layers = install(self.model)
-        self._choice = choose_backend(loaded.device, loaded.dtype, kernels)
+        level = native_level(self.model)
+        if level and kernels not in ("auto", level):
+            raise UsageError(
+                f"{loaded.name} was exchanged for kernels={level!r}, for good: load it again for "
+                f"kernels={kernels!r}"
+            )
+        self._choice = choose_backend(loaded.name, loaded.device, loaded.dtype, kernels)
         self.paths = f"{self._choice.name}, plain torch"
-        if kernels == "auto" and loaded.device.type == "cpu":
-            self.paths = f"{self._choice.name}, {accelerate(self.model, self.layers)}"
+        if kernels != "torch" and loaded.device.type == "cpu":
+            exchanged = accelerate(self.model, self.layers, self._choice.library)
+            self.paths = f"{self._choice.name}, {exchanged}"
         self.backend: GatherBackend | None = None
         self._hidden: Tensor | None = None
         self._layers: dict[int, Tensor] = {}  # outputs of the last pass, [1, tokens, H]

@@ -12,6 +12,7 @@ from r2r_glimp.core import Model
 from r2r_glimp.engine.decider import Decider
 from r2r_glimp.engine.drafter import Drafter
 from r2r_glimp.engine.passes import Computed, Passes, sampled
+from r2r_glimp.engine.patience import Patience
 from r2r_glimp.engine.runner import Rows
 from r2r_glimp.engine.sampling import Stream, token_logprob, uniform
 from r2r_glimp.engine.scheduler import Scheduler
@@ -24,9 +25,7 @@ class Tick:
     """Admits, runs both models once at most, and has written what they say.
 
     Args:
-        scheduler, passes, decider, drafter, writer: the engine's.
-        llm_min_batch: the LLM runs when this many rows wait for it,
-        llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
+        scheduler, passes, decider, drafter, writer, patience: the engine's.
     """
 
     def __init__(
@@ -37,16 +36,14 @@ class Tick:
         decider: Decider,
         drafter: Drafter,
         writer: Writer,
-        llm_min_batch: int,
-        llm_max_wait: int,
+        patience: Patience,
     ) -> None:
         self.scheduler = scheduler
         self.passes = passes
         self.decider = decider
         self.drafter = drafter
         self.writer = writer
-        self.llm_min_batch = llm_min_batch
-        self.llm_max_wait = llm_max_wait
+        self.patience = patience
 
     def run(self) -> None:
         """One tick."""
@@ -54,19 +51,19 @@ class Tick:
         running = self.scheduler.running
         slm = [s for s in running if s.policy.turn is not Turn.LLM]
         if slm:
+            self.patience.count(Model.SLM, slm)
             self._advance(Model.SLM, slm)
         llm = [s for s in running if s.policy.turn is Turn.LLM]
-        if llm and (
-            len(llm) == len(running)
-            or len(llm) >= self.llm_min_batch
-            or max(s.ticks_waiting for s in llm) >= self.llm_max_wait
-        ):
-            self.drafter.draft(llm)
-            # Drafting may have ended or preempted some.
-            self._advance(Model.LLM, [s for s in llm if s.finish_reason is None])
-        else:
+        if not llm:
+            return
+        if self.patience.waits(llm, len(running) - len(llm)):
             for sequence in llm:
                 sequence.ticks_waiting += 1
+            return
+        self.patience.count(Model.LLM, llm)
+        self.drafter.draft(llm)
+        # Drafting may have ended or preempted some.
+        self._advance(Model.LLM, [s for s in llm if s.finish_reason is None])
 
     def _advance(self, model: Model, candidates: list[Sequence]) -> None:
         """Run one model over as many of the sequences as fit a forward pass; write what it says."""

@@ -150,7 +150,8 @@ class Policy:
         """
         self.num_generated += 1
         self.num_llm += source is Model.LLM
-        self._step_text += text
+        if self.section != "answer" or self._opening:  # an answer is looked at while it opens
+            self._step_text += text
         if self.section == "answer":
             self._skip_opening()
         elif self.section == "preamble":
@@ -175,7 +176,8 @@ class Policy:
 
     def _skip_opening(self) -> None:
         """Count an opening token; any content ends the opening."""
-        self._opening = 0 if self._step_text.strip() else max(0, self._opening - 1)
+        if self._opening:
+            self._opening = 0 if self._step_text.strip() else self._opening - 1
 
     def _append_preamble(self) -> None:
         assert self.tags is not None

@@ -39,11 +39,11 @@ def test_a_gpu_gets_triton(
     from r2r_glimp.attention import triton
 
     monkeypatch.setattr(triton, "why_not", lambda device: None)
-    assert choose_backend(GPU, dtype, "auto").name == name
-    assert choose_backend(GPU, dtype, "torch").name == "gathered attention"
+    assert choose_backend("it", GPU, dtype, "auto").name == name
+    assert choose_backend("it", GPU, dtype, "torch").name == "gathered attention"
     monkeypatch.setattr(triton, "why_not", lambda device: "Failed to find C compiler.")
     with caplog.at_level(logging.WARNING):
-        assert choose_backend(GPU, dtype, "auto").name == "gathered attention"
+        assert choose_backend("it", GPU, dtype, "auto").name == "gathered attention"
     assert "Triton does not run on cuda:0 (Failed to find C compiler.)" in caplog.text
 
 
@@ -52,10 +52,10 @@ def test_a_missing_triton_is_said(
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        assert choose_backend(GPU, torch.bfloat16, "auto").name == "gathered attention"
+        assert choose_backend("it", GPU, torch.bfloat16, "auto").name == "gathered attention"
     assert "Triton is not installed: attention gathers pages" in caplog.text
     caplog.clear()
-    assert choose_backend(GPU, torch.bfloat16, "torch").name == "gathered attention"
+    assert choose_backend("it", GPU, torch.bfloat16, "torch").name == "gathered attention"
     assert not caplog.records, "who asks for the reference is not warned"
 
 
@@ -65,7 +65,7 @@ def test_a_gpu_too_old_for_triton_is_said(
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: "there")
     with caplog.at_level(logging.WARNING):
-        assert choose_backend(GPU, torch.float16, "auto").name == "gathered attention"
+        assert choose_backend("it", GPU, torch.float16, "auto").name == "gathered attention"
     assert "cuda:0 has compute capability 7.5" in caplog.text
 
 
@@ -89,4 +89,4 @@ def test_the_cpu_never_looks_at_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         return load(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    assert "attention" in choose_backend(torch.device("cpu"), torch.float32, "auto").name
+    assert "attention" in choose_backend("it", torch.device("cpu"), torch.float32, "auto").name

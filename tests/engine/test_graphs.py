@@ -51,10 +51,13 @@ ROUTERS = {
 
 @pytest.fixture
 def runner(tokenizer: PreTrainedTokenizerFast) -> ModelRunner:
-    """A tiny model with every block filled by a long text of its own."""
+    """A tiny model with something in every block."""
     model = make_tiny_model("qwen3", tokenizer, seed=7)
     runner = ModelRunner(LoadedModel.from_model(model, tokenizer), "torch")
     runner.allocate(num_blocks=200)
+    assert runner.backend is not None
+    for plane in runner.backend.keys + runner.backend.values:
+        plane[:, 16:] = torch.randn(plane[:, 16:].shape)
     return runner
 
 
@@ -90,9 +93,6 @@ def test_a_pass_of_every_shape_equals_a_ragged_one(
     graphs = uncaptured(runner, max_rows=12, max_length=512, router=router)
     lengths = [1, *(rng.randint(1, num_new) for _ in range(num_rows - 2)), num_new][-num_rows:]
     rows = random_rows(lengths, rng)
-    assert runner.backend is not None
-    for plane in (*runner.backend.keys, *runner.backend.values):  # the rows' earlier tokens
-        plane[:, 16:] = torch.randn(plane[:, 16:].shape)
     wanted = [int(rng.random() < 0.8) for _ in rows]
     draws = draws_for(rows, params)
     fixed = graphs.run(rows, wanted, draws)
