@@ -6,7 +6,6 @@ Exit codes: 0; 1 something failed; 2 the command or its input is wrong, one line
 
 import json
 import logging
-import re
 import signal
 import sys
 import traceback
@@ -14,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from labeling.config import LabelingConfig
+from labeling.messages import explain
 from r2r_glimp.core import EngineError, R2RGlimpError, UsageError
 
 PROG = "python -m labeling"
@@ -91,7 +91,7 @@ def parse(argv: list[str]) -> LabelingConfig:
     try:
         chosen: Any = parser.instantiate(parser.parse_args(_with_values(argv)))
     except ArgumentError as error:
-        raise UsageError(_explain(str(error))) from None
+        raise UsageError(explain(str(error))) from None
     del chosen["config"]
     return LabelingConfig(**vars(chosen))
 
@@ -103,27 +103,6 @@ def _with_values(argv: list[str]) -> list[str]:
         f"{word}=true" if word in FLAGS and after not in ("true", "false") else word
         for word, after in pairs
     ]
-
-
-def _explain(message: str) -> str:
-    """The parser's message of several lines as one."""
-    line = " ".join(message.split())
-    key = re.match(r'Parser key "([^"]+)":', line)
-    given = re.search(r"(?:Given value|Got value): (.*)", line)
-    if not key or not given:
-        return line
-    kinds = re.findall(r"Expected an? (<class '\w+'>|[\w.]+\[.*?\])", line)
-    wanted = " or ".join(_type_name(kind) for kind in kinds) or "another value"
-    return f"{key[1]}: expected {wanted}, got {given[1]!r}"
-
-
-def _type_name(text: str) -> str:
-    """The parser's words for a type in ours."""
-    names = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
-    if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", text):
-        return literal[1].replace("'", "").replace(",", " or")
-    name = re.sub(r"<class '(\w+)'>", r"\1", text)
-    return names.get(name, name)
 
 
 class _Terminated(BaseException):

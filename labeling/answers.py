@@ -15,6 +15,7 @@ Extract = Callable[[str], str | None]
 _CHOICE = re.compile(r"(?i:answer)(?i:\s+is)?\W{0,8}([A-Z])\b")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _BOXED = "\\boxed{"
+_PROGRAM = re.compile(r"^```[^\n`]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def final_abacus(text: str) -> str | None:
@@ -53,11 +54,25 @@ def final_number(text: str) -> str | None:
     return found[-1].replace(",", "") if found else None
 
 
+def final_text(text: str) -> str | None:
+    """All that follows the thinking, without white space around it."""
+    return _after_thinking(text).strip() or None
+
+
+def final_code(text: str) -> str | None:
+    """The last fenced program after the thinking."""
+    found = _PROGRAM.findall(_after_thinking(text))
+    return found[-1] if found and found[-1].strip() else None
+
+
 EXTRACTORS: dict[AnswerKind, Extract] = {
     "abacus": final_abacus,
     "boxed": final_boxed,
     "choice": final_choice,
     "number": final_number,
+    "text": final_text,
+    "math": final_boxed,
+    "code": final_code,
 }
 
 

@@ -10,7 +10,6 @@ OUT/summary.json, OUT/report.html
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from labeling.progress import no_bars
 from labeling.report import summarize, write_report
 from labeling.shards import Entry, ShardStore
 from r2r_glimp.core import DataError
+from r2r_glimp.hub.config import command_line
 from r2r_glimp.models import Fingerprint
 
 _FILE_BYTES = 256 * 2**20
@@ -66,7 +66,7 @@ def build(
             _save_dataset(paths, store.out, info)
     seconds = {k: round(v, 3) for k, v in _add(entry.seconds for entry in entries).items()}
     versions = {name: version(name) for name in ("torch", "transformers", "datasets")}
-    whole = info | {"seconds": seconds, "command": sys.argv, "versions": versions}
+    whole = info | {"seconds": seconds, "command": command_line("labeling"), "versions": versions}
     summary["seconds"] = seconds
     write_report(store.out, summary)
     write_atomic(store.out / "info.json", _json(whole))

@@ -21,7 +21,7 @@ _COLUMNS = """\
 | `token`, `slm_token` | what was written there, and what the small model proposed |
 | `label` | per token: 0 identical, 1 neutral, 2 divergent, -1 none |
 | `step_label` | per step, at its first token: the same classes |
-| `hidden` | last hidden state of the small model that proposes the token, bfloat16 bits as uint16 |
+| `hidden` | {hidden} of the small model's row that proposes the token, bfloat16 bits as uint16 |
 | `top_logits`, `entropy`, `margin` | of the small model's distribution there |"""
 
 
@@ -69,6 +69,7 @@ def render_card(info: dict[str, Any], summary: dict[str, Any]) -> str:
         configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
     )
     counts, config = info["counts"], info["config"]
+    layer = config.get("hidden_layer")
     shares = [
         f"| {unit} | {part['total']:,} | "
         + " | ".join(f"{part['shares'][name]:.2%}" for name in CLASSES)
@@ -89,7 +90,9 @@ def render_card(info: dict[str, Any], summary: dict[str, Any]) -> str:
                 "| of | labeled | identical | neutral | divergent |\n|---|---|---|---|---|",
                 *shares,
                 "",
-                _COLUMNS,
+                _COLUMNS.format(
+                    hidden=f"output of layer {layer}" if layer else "last hidden state"
+                ),
                 "\n```bash\nr2r-glimp fit --config configs/training/abacus-token.yaml "
                 "--data.path THIS_DATASET\n```",
                 "\nModels, configuration and counts are in `info.json`, class shares by position "

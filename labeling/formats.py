@@ -5,7 +5,7 @@ Knows nothing of where rows come from.
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from labeling.sections import AnswerKind, SourceConfig
@@ -26,6 +26,7 @@ class Question:
         where: file and row, for messages.
         answer: the right one, where known; for the report only.
         response: a given response, for `responses.by=input`.
+        kept: further columns of the row, where they were asked for.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Question:
     where: str
     answer: str | None = None
     response: str | None = None
+    kept: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,10 @@ def text_of(row: Row, key: str, where: str) -> str:
     """
     if key not in row:
         keys = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: key {key!r} is missing (the row has {keys})")
+        raise DataError(
+            f"{where}: key {key!r} is missing (the row has {keys}): is source.format right? for "
+            "plain rows, source.id_key, question_key, answer_key and response_key name the keys"
+        )
     value = row[key]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)

@@ -63,22 +63,28 @@ def write_report(out: Path, summary: Mapping[str, Any]) -> None:
     write_atomic(out / "report.html", render_html(summary).encode("utf-8", "replace"))
 
 
-def load_summary(out: Path) -> dict[str, Any]:
-    """The summary of a finished run.
+def load_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run, by the run's folder or its dataset's, or of a published one.
 
     Raises:
-        DataError: the folder has none.
+        DataError: there is none.
     """
-    path = (out.parent if out.name == "dataset" else out) / "summary.json"
+    beside = folder.parent / "summary.json"
+    path = folder / "summary.json"
+    if folder.name == "dataset" and not path.exists() and beside.exists():
+        path = beside
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or "examples" not in summary:
+            raise ValueError("it is not of labels")
+        return summary
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file: give the folder of a finished labeling run"
+            f"{path}: no such file: the labeling run is not finished, run the same command again"
         ) from None
     except ValueError as error:
         raise DataError(
-            f"{path} is not valid JSON ({error}): run the labeling command again"
+            f"{path} cannot be read ({error}): run the labeling command again"
         ) from None
 
 

@@ -29,7 +29,7 @@ def run(config: LabelingConfig, pair: ModelPair | None = None) -> dict[str, Any]
     shards = plan(questions, config.shard_size)
     store = ShardStore(config.out_dir)
     with store.lock(config):
-        if config.overwrite:
+        if config.overwrite or (config.num_shards == 1 and store.has_nothing()):
             store.clear()
         else:
             store.refuse_strangers()

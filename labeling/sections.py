@@ -7,7 +7,7 @@ from r2r_glimp.abacus.problems import LEVELS
 from r2r_glimp.core import SamplingParams, UsageError
 
 Until = Literal["sentence", "step", "answer"]
-AnswerKind = Literal["abacus", "boxed", "choice", "number"]
+AnswerKind = Literal["abacus", "boxed", "choice", "number", "text", "math", "code"]
 
 
 def require(ok: bool, name: str, value: Any, wanted: str) -> None:
@@ -26,7 +26,9 @@ class SourceConfig:
         format: how a row becomes a question.
         name: what the dataset's column `source` says; null is the format's name.
         template: the prompt around the question, which stands where {question} is.
-        answer: how a final answer is found in a text; null is what the format knows.
+        answer: how a final answer is found in a text: the last boxed one, choice or number, all the
+            text, or the last program (code); math is boxed, and compared in value where answers
+            are graded; null is what the format knows.
         subset: of a Hub dataset.
         split: of a Hub dataset, or of abacus (train, validation, test).
         revision: of a Hub dataset; pin it to a commit to get the same questions again.

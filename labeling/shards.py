@@ -136,6 +136,11 @@ class ShardStore:
         if strange:
             raise UsageError(f"{self.out} holds {strange[0]}, but no run.json: {AGAIN}")
 
+    def has_nothing(self) -> bool:
+        """Whether a run was begun here that came to nothing: whatever it was, it binds nobody."""
+        names = {path.name for path in self.out.iterdir() if not path.name.startswith(".lock")}
+        return names == {"run.json", "shards"} and not any((self.out / "shards").iterdir())
+
     def check(self, run: Mapping[str, Any]) -> None:
         """Compare a run, or the part of it that is known yet, with the one begun here.
 

@@ -4,14 +4,14 @@ Everything wrong with an input is one `DataError` that names the file, the row a
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from labeling.answers import EXTRACTORS, Extract
 from labeling.formats import FORMATS, Question, Row, text_of
-from labeling.sections import SourceConfig
+from labeling.sections import AnswerKind, SourceConfig
 from r2r_glimp.abacus.problems import Split, problems
 from r2r_glimp.core import DataError, UsageError
 from r2r_glimp.models.source import one_line
@@ -20,13 +20,18 @@ _LFS = b"version https://git-lfs"
 
 
 def load_questions(
-    config: SourceConfig, *, limit: int | None = None, with_responses: bool = False
+    config: SourceConfig,
+    *,
+    limit: int | None = None,
+    with_responses: bool = False,
+    keep: Sequence[str] = (),
 ) -> list[Question]:
     """The questions of a source, in its order.
 
     Args:
         limit: read no more than the first so many.
         with_responses: a row must bring its response along.
+        keep: further columns of a row that a question takes along, as they are.
 
     Raises:
         DataError: the input is missing, empty, broken or of another schema; an id comes twice.
@@ -41,7 +46,7 @@ def load_questions(
     for where, row in rows:
         if not _is_wanted(row, config, where):
             continue
-        question = _question(row, config, where, with_responses)
+        question = _question(row, config, where, with_responses, keep)
         if question.id in seen:
             first = seen[question.id]
             raise DataError(f"{where}: id {question.id!r} was already in {first}: ids must differ")
@@ -51,14 +56,25 @@ def load_questions(
             break
     if not questions:
         what = f"no row has {config.where}" if config.where else "it has no rows"
-        raise DataError(f"{config.path}: {what}: there is nothing to label")
+        raise DataError(f"{config.path}: {what}: there is nothing to ask")
     return questions
 
 
-def find_extract(config: SourceConfig) -> Extract | None:
-    """How the final answer to a question of this source is found; None if that is not known."""
+def answer_kind(config: SourceConfig) -> AnswerKind | None:
+    """How final answers to a source's questions are written; None if that is not known."""
     known = "abacus" if config.kind == "abacus" else FORMATS[config.format].answer
-    kind = config.answer or known
+    return config.answer or known
+
+
+def find_extract(config: SourceConfig) -> Extract | None:
+    """How the final answer to a question of this source is found; None if that is not known.
+
+    Raises:
+        UsageError: the answer is a program, which is told right or wrong by running it.
+    """
+    kind = answer_kind(config)
+    if kind == "code":
+        raise UsageError("source.answer=code: programs are not compared here: let a judge verify")
     return None if kind is None else EXTRACTORS[kind]
 
 
@@ -91,7 +107,9 @@ def _abacus(config: SourceConfig, limit: int | None) -> list[Question]:
     raise DataError(f"source.count={count}: there are only {len(unique)} problems of these levels")
 
 
-def _question(row: Row, config: SourceConfig, where: str, with_response: bool) -> Question:
+def _question(
+    row: Row, config: SourceConfig, where: str, with_response: bool, keep: Sequence[str]
+) -> Question:
     id, text, answer = FORMATS[config.format].read(row, config, where)
     return Question(
         id=id or f"{source_name(config)}-{where.rpartition(':')[2]}",
@@ -100,6 +118,7 @@ def _question(row: Row, config: SourceConfig, where: str, with_response: bool) -
         where=where,
         answer=answer,
         response=text_of(row, config.response_key, where) if with_response else None,
+        kept={key: row[key] for key in keep if key in row},
     )
 
 

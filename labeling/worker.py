@@ -56,6 +56,7 @@ class Worker:
             pair,
             router="llm",
             kv_memory=config.engine.kv_memory,
+            llm_min_batch=1,  # no clock decides who shares a pass: the same bytes at every run
             max_batch=config.engine.max_batch,
             max_batch_tokens=config.engine.max_batch_tokens,
         )

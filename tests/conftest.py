@@ -1,4 +1,5 @@
-"""What all tests share: one thread, no network, the abacus tokenizer and tiny random models."""
+"""What all tests share: one thread, no network, the abacus tokenizer, tiny random models, and
+Triton's interpreter where there is no GPU."""
 
 import os
 
@@ -10,12 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when somebody first imports Triton
+
+from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from r2r_glimp.abacus.tokenizer import build_tokenizer
 from tests.tiny import make_tiny_model
 
 torch.set_num_threads(1)
+
+# Few examples, and the same ones, unless asked for more: `--hypothesis-profile=thorough`.
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

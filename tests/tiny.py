@@ -80,6 +80,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": 1024,
         "init_std": 0.2,
+        "tie_word_embeddings": False,
     },
     "mixtral": {**_LLAMA_LIKE, "num_local_experts": 4},
     "gemma3_text": {
@@ -106,7 +107,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
     },
-    "falcon": {**_NO_GROUPS, "multi_query": True},
+    "falcon": {**_NO_GROUPS, "multi_query": True, "tie_word_embeddings": False},
     "bloom": {
         "hidden_size": 32,
         "n_layer": 2,

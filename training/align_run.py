@@ -24,15 +24,15 @@ from lightning.pytorch.trainer import Trainer
 
 from r2r_glimp.core import CheckpointError, UsageError
 from r2r_glimp.hub.checkpoint import to_json
-from r2r_glimp.hub.config import library_versions
+from r2r_glimp.hub.config import command_line, library_versions
 from r2r_glimp.hub.files import check_writable, writing_folder
 from r2r_glimp.models.pair import LoadedModel
 from training.callbacks import EpochLines, StopOnSignal
-from training.export import command_line, load_weights
+from training.export import load_weights
 from training.interrupt import SignalWatch
 from training.lora import AlignModule, measure
 from training.response_data import ResponseData
-from training.run import TRAINER_DEFAULTS, _find_checkpoint
+from training.run import TRAINER_DEFAULTS, _find_checkpoint, parse_arguments
 from training.tracking import Mode, finish, make_logger
 
 MONITOR = "selection/loss"
@@ -52,7 +52,11 @@ class AlignCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
-            parser_kwargs={"prog": prog, "description": "Align the SLM with the LLM by LoRA."},
+            parser_kwargs={
+                "prog": prog,
+                "description": "Align the SLM with the LLM by LoRA.",
+                "exit_on_error": False,
+            },
             args=argv,
             run=False,
             auto_configure_optimizers=False,
@@ -72,7 +76,7 @@ class AlignCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Everything that can be refused before any work."""

@@ -1,8 +1,6 @@
 """From a trained module to a router checkpoint: threshold, curve, test results, files."""
 
-import shlex
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 import r2r_glimp
 from r2r_glimp.core import CheckpointError
 from r2r_glimp.hub.checkpoint import RouterCheckpoint
-from r2r_glimp.hub.config import RouterConfig, library_versions
+from r2r_glimp.hub.config import RouterConfig, command_line, library_versions
 from r2r_glimp.routing.mlp import Threshold
 from training.data import RouterData
 from training.metrics import (
@@ -207,10 +205,3 @@ def _commit() -> str | None:
 def _public(path: str) -> str:
     """A dataset's name fit for a model card: an absolute path is nobody's business."""
     return Path(path).name if Path(path).is_absolute() else path
-
-
-def command_line(module: str) -> str:
-    """The command that made this, as somebody else would type it."""
-    program = Path(sys.argv[0]).name
-    words = [program] if program == "r2r-glimp" else ["python", "-m", module]
-    return shlex.join([*words, *sys.argv[1:]])

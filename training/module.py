@@ -28,7 +28,7 @@ class RouterModule(L.LightningModule):
 
     Args:
         granularity: linked to the data's.
-        hidden: look at the last hidden state.
+        hidden: look at the hidden state that the dataset kept, the last one or a layer's.
         top_k_logits: look at so many of the highest logits; 0 for none.
         candidate: look at the embedding of the SLM's candidate token.
         entropy: look at the entropy of the SLM's distribution.
@@ -101,12 +101,12 @@ class RouterModule(L.LightningModule):
         if hp.hidden_size not in (None, rows.hidden_size):
             raise DataError(
                 f"{data.path}: hidden states are {rows.hidden_size} wide, "
-                f"model.hidden_size={hp.hidden_size}"
+                f"model.hidden_size={hp.hidden_size}: null takes what the dataset has"
             )
         if hp.top_k_logits > rows.top_k:
             raise DataError(
                 f"{data.path}: {rows.top_k} logits were kept, "
-                f"model.top_k_logits={hp.top_k_logits} wants more"
+                f"model.top_k_logits={hp.top_k_logits} wants more: lower it, or label again"
             )
         features = FeatureSpec(
             hidden_size=rows.hidden_size,

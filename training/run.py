@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer import Trainer
 
+from labeling.messages import explain
 from r2r_glimp.core import CheckpointError, UsageError
 from r2r_glimp.hub.checkpoint import CONFIG, RouterCheckpoint, to_json
 from r2r_glimp.hub.files import check_writable
@@ -43,6 +45,14 @@ SHAPE = (
 )  # fmt: skip
 
 
+def parse_arguments(parser: LightningArgumentParser, args: Any) -> Namespace:
+    """The options of a command line; raises UsageError for one that is wrong."""
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        raise UsageError(explain(str(error))) from None
+
+
 class FitCLI(LightningCLI):
     """LightningCLI with the arguments of a router's training."""
 
@@ -53,7 +63,11 @@ class FitCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
-            parser_kwargs={"prog": prog, "description": "Train a router on a labeled dataset."},
+            parser_kwargs={
+                "prog": prog,
+                "description": "Train a router on a labeled dataset.",
+                "exit_on_error": False,
+            },
             args=argv,
             run=False,
             auto_configure_optimizers=False,
@@ -75,7 +89,7 @@ class FitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Everything that can be refused before any work."""

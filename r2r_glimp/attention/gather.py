@@ -99,20 +99,18 @@ class GatherBackend:
         self, layers: list[LayerSpec], num_blocks: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         slots = (num_blocks + 1) * BLOCK_SIZE
-        self.device = device
+        self.device, self.dtype = device, dtype
         try:
-            self.keys = [
-                torch.empty(s.kv_heads, slots, s.head_dim, dtype=dtype, device=device)
-                for s in layers
-            ]
-            self.values = [
-                torch.empty(s.kv_heads, slots, s.value_dim, dtype=dtype, device=device)
-                for s in layers
-            ]
+            self.keys = self._empty([(s.kv_heads, slots, s.head_dim) for s in layers])
+            self.values = self._empty([(s.kv_heads, slots, s.value_dim) for s in layers])
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise EngineError(f"no memory for {num_blocks:,} KV blocks: lower kv_memory") from error
         for plane in self.keys + self.values:
             plane[:, :BLOCK_SIZE] = 0  # the null block; all others are written before they are read
+
+    def _empty(self, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Memory for planes, not yet written."""
+        return [torch.empty(shape, dtype=self.dtype, device=self.device) for shape in shapes]
 
     def plan(self, rows: list[Row]) -> "PlannedBatch":
         """Index tensors for a batch of rows; use it for one forward pass."""

@@ -7,7 +7,9 @@ are those of the gather backend, which is what this one is checked against.
 """
 
 import ctypes
+import math
 from array import array
+from ctypes import c_void_p
 
 import torch
 from torch import Tensor
@@ -33,17 +35,28 @@ class NativeBackend(GatherBackend):
     def __init__(
         self, library: Library, layers: list[LayerSpec], num_blocks: int, dtype: torch.dtype
     ) -> None:
+        self.library = library
         super().__init__(layers, num_blocks, dtype, torch.device("cpu"))
         self.attend = library.attend[dtype]
-        self.structs: dict[int, LayerStruct] = {}
+        # What the kernels read, by layer: in one piece, for those that run many layers.
+        self.structs = (LayerStruct * len(layers))()
+        self.key_planes = (c_void_p * len(layers))(*(plane.data_ptr() for plane in self.keys))
+        self.value_planes = (c_void_p * len(layers))(*(plane.data_ptr() for plane in self.values))
+        self._filled: set[int] = set()
+
+    def _empty(self, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = self.library.empty(sum(sizes), self.dtype).split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def plan(self, rows: list[Row]) -> "NativeBatch":  # type: ignore[override]
         """Pointers for a batch of rows; use it for one forward pass."""
         return NativeBatch(self, rows)
 
-    def struct(self, layer: int, spec: LayerSpec, num_heads: int) -> LayerStruct:
-        """What the kernel has to know of a layer."""
-        if layer not in self.structs:
+    def fill(self, layer: int, spec: LayerSpec, num_heads: int) -> None:
+        """Tell the kernels what they have to know of a layer; once is enough."""
+        if layer not in self._filled:
+            self._filled.add(layer)
             self.structs[layer] = LayerStruct(
                 kv_heads=spec.kv_heads,
                 group=num_heads // spec.kv_heads,
@@ -54,7 +67,6 @@ class NativeBackend(GatherBackend):
                 scaling=spec.scaling,
                 softcap=spec.softcap or 0.0,
             )
-        return self.structs[layer]
 
 
 class NativeBatch:
@@ -88,7 +100,33 @@ class NativeBatch:
             for flags in self._flags
         )
         self._query, self._key, self._value = Strided(), Strided(), Strided()
+        self.num_run = 0  # layers that this pass has behind it, where they run many at once
         self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def run_layers(
+        self, decoders: int, first: int, count: int, x: Tensor, cos: Tensor, sin: Tensor
+    ) -> None:
+        """Compute `count` decoder layers from `first` on, in place; no row may be long.
+
+        Args:
+            decoders: address of their `DecoderStruct`s.
+            x: [1, T, hidden], contiguous; what the first layer reads becomes what the last gives.
+            cos, sin: [1, T, head size], contiguous.
+        """
+        backend, size = self.backend, ctypes.sizeof(c_void_p)
+        backend.library.run_layers(
+            decoders,
+            ctypes.addressof(backend.structs) + first * ctypes.sizeof(LayerStruct),
+            ctypes.addressof(backend.key_planes) + first * size,
+            ctypes.addressof(backend.value_planes) + first * size,
+            count,
+            ctypes.addressof(self._all),
+            x.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            x.shape[1],
+        )
+        self.num_run = first + count
 
     def attend(
         self,
@@ -105,8 +143,9 @@ class NativeBatch:
         # torch's fused attention knows neither sinks nor a softcap
         by_torch = self.long if sinks is None and spec.softcap is None else []
         out_TQD = query_TQD.new_empty(*query_TQD.shape[:2], spec.value_dim)
+        backend.fill(layer, spec, query_TQD.shape[1])
         backend.attend(
-            backend.struct(layer, spec, query_TQD.shape[1]),
+            backend.structs[layer],
             self._short if by_torch else self._all,
             backend.keys[layer].data_ptr(),
             backend.values[layer].data_ptr(),

@@ -25,10 +25,10 @@ def run(setting: Setting) -> Report:
         "r2r_glimp": lambda: statistics.median(decode_steps(engine, prompts, o.tokens))
     }
     if not o.no_peers:
-        peer = setting.peer(o.slm_shape)
+        peer = setting.peer(Model.SLM)
         runs["HF generate"] = lambda: statistics.median(generate_steps(peer, prompts, o.tokens))
         if o.batch > 1:
-            batched = setting.peer(o.slm_shape)
+            batched = setting.peer(Model.SLM)
             runs["HF generate_batch"] = lambda: statistics.median(
                 generate_batch_steps(batched, prompts, o.tokens)
             )
@@ -44,7 +44,7 @@ def run(setting: Setting) -> Report:
         )
         for name, sample in samples.items()
     ]
-    what = f"one step of {o.slm_shape}, batch {o.batch}, context {o.context}"
+    what = f"one step of {setting.name(Model.SLM)}, batch {o.batch}, context {o.context}"
     return Report("decode", what, setting.machine(), setting.paths, lines)
 
 

@@ -29,7 +29,7 @@ def run(setting: Setting) -> Report:
         "compare: the SLM reads": lambda: seconds(lambda: _read(engine, texts, o.context)),
     }
     if not o.no_peers:
-        peer = setting.peer(o.slm_shape)
+        peer = setting.peer(Model.SLM)
         runs["HF forward, text by text"] = lambda: sum(forward_seconds(peer, t) for t in texts)
     samples = interleave(runs, o.repeats)
     read = samples["compare: the SLM reads"].median
@@ -41,7 +41,7 @@ def run(setting: Setting) -> Report:
             ratios = {"the time of compare": sample.median / read} if "HF" in name else {}
             lines.append(Line(name, sample, tokens=o.batch * length, ratios=ratios))
     what = (
-        f"{o.llm_shape} writes, {o.slm_shape} reads, {o.batch} at once, "
+        f"{setting.name(Model.LLM)} writes, {setting.name(Model.SLM)} reads, {o.batch} at once, "
         f"{o.tokens} tokens after {o.context}"
     )
     return Report("label", what, setting.machine(), setting.paths, lines)

@@ -12,8 +12,9 @@ class BenchOptions:
     Args:
         slm_shape: shape of the small model: a name, a config.json or its folder; random weights.
         llm_shape: shape of the large model.
+        pair: a real pair instead: a preset or a YAML file; `serve` has abacus by default.
         device: auto, cpu, cuda or cuda:N.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; with a pair also auto, what the checkpoint says.
         batch: requests at once.
         context: tokens of a prompt.
         tokens: tokens generated per request and repeat.
@@ -22,16 +23,18 @@ class BenchOptions:
         granularity: token or step.
         step_tokens: length of a step.
         router: random, or entropy, margin, to see what scoring costs; they do not keep the share.
+        speculate: drafts of the SLM for each pass of the LLM, in `speculate`.
         no_peers: do not measure what one would use instead.
-        kernels: auto or torch.
+        kernels: auto, amx, avx512, onednn or torch.
+        graphs: on a GPU, CUDA graphs (default: true).
         threads: threads of torch; by default what it chooses.
-        pair: whom `serve` serves, a preset or a YAML file.
         clients: of `serve`, each with one request after the other.
         requests: of `serve`, in a repeat; of `tokens` tokens on average.
     """
 
     slm_shape: str = "qwen3-0.6b"
     llm_shape: str = "qwen3-1.7b"
+    pair: str | None = None
     device: str = "auto"
     dtype: str = "bfloat16"
     batch: int = 1
@@ -42,15 +45,17 @@ class BenchOptions:
     granularity: str = "token"
     step_tokens: int = 40
     router: str = "random"
+    speculate: int = 4
     no_peers: bool = False
     kernels: str = "auto"
+    graphs: bool = True
     threads: int | None = None
-    pair: str = "abacus"
     clients: int = 16
     requests: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("batch", "context", "tokens", "repeats", "step_tokens", "clients", "requests"):
+        counts = ("batch", "context", "tokens", "repeats", "step_tokens", "speculate")
+        for name in (*counts, "clients", "requests"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is out of range: 1 or more")
         if not 0 <= self.share <= 1:

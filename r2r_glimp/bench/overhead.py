@@ -15,7 +15,7 @@ from r2r_glimp.bench.measure import Sample, interleave, seconds
 from r2r_glimp.bench.report import Line, Report
 from r2r_glimp.bench.setting import Setting, fixed_length
 from r2r_glimp.bench.shapes import make_prompts
-from r2r_glimp.core import RoutingParams
+from r2r_glimp.core import Model, RoutingParams
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.runner import ModelRunner
 
@@ -60,7 +60,8 @@ def run(setting: Setting) -> Report:
         Line(name, sample, tokens=1, ratios=_growth(name, samples))
         for name, sample in samples.items()
     ]
-    what = f"host time per generated token, models of {o.slm_shape} that compute nothing"
+    model = setting.name(Model.SLM)
+    what = f"host time per generated token, models of {model} that compute nothing"
     return Report("overhead", what, setting.machine(), setting.paths, lines)
 
 
@@ -75,7 +76,9 @@ def _growth(name: str, samples: dict[str, Sample]) -> dict[str, float]:
 
 
 def _engine(setting: Setting, pair: Any, *, max_batch: int, tokens: int) -> Engine:
-    engine = setting.engine(pair, tokens=tokens // setting.options.batch + 64, max_batch=max_batch)
+    engine = setting.engine(
+        pair, tokens=tokens // setting.options.batch + 64, max_batch=max_batch, graphs=False
+    )
     for runner in set(engine.runners):
         _compute_nothing(runner)
     return engine

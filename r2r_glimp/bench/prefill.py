@@ -8,7 +8,7 @@ from r2r_glimp.bench.peers import forward_seconds
 from r2r_glimp.bench.report import Line, Report
 from r2r_glimp.bench.setting import Setting, fixed_length
 from r2r_glimp.bench.shapes import make_prompts
-from r2r_glimp.core import Prompt
+from r2r_glimp.core import Model, Prompt
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prefill import forget_prefixes
 
@@ -27,7 +27,7 @@ def run(setting: Setting) -> Report:
         "r2r_glimp, prefix known": lambda: _first_token(engine, prompt, cold=False),
     }
     if not o.no_peers:
-        peer = setting.peer(o.slm_shape)
+        peer = setting.peer(Model.SLM)
         runs["HF forward"] = lambda: forward_seconds(peer, prompt)
     samples = interleave(runs, o.repeats)
     cold = samples["r2r_glimp, cold"].median
@@ -40,7 +40,7 @@ def run(setting: Setting) -> Report:
         )
         for name, sample in samples.items()
     ]
-    what = f"time to the first token of {o.slm_shape}, prompt of {context} tokens"
+    what = f"time to the first token of {setting.name(Model.SLM)}, prompt of {context} tokens"
     return Report("prefill", what, setting.machine(), setting.paths, lines)
 
 

@@ -10,11 +10,12 @@ above the ideal is shown by where it goes.
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from r2r_glimp.bench.decode import decode_steps
-from r2r_glimp.bench.measure import Clock, Sample, interleave
+from r2r_glimp.bench.measure import Clock, Sample, interleave, weight_bytes
 from r2r_glimp.bench.options import BenchOptions
 from r2r_glimp.bench.peers import assisted_seconds, generate_steps
 from r2r_glimp.bench.report import Line, Report
@@ -31,6 +32,7 @@ def run(setting: Setting) -> Report:
     """Seconds per token of a routed pair; with a batch, at once and one after another."""
     o = setting.options
     pair = setting.pair()
+    read = (weight_bytes(pair.slm.model), weight_bytes(pair.llm.model))
     # Prompts are read once, in the warm-up: the prefix cache keeps them for both models, all but
     # the last token.
     engine = setting.engine(pair, tokens=o.context + 2 * o.tokens + 32, prefix_cache=True)
@@ -38,17 +40,18 @@ def run(setting: Setting) -> Report:
     prompts = make_prompts(o.batch, length, pair.slm.fingerprint.vocab_size)
     clock = Clock(
         {
-            "SLM": [(engine.runners[Model.SLM], "forward")],
-            "LLM": [(engine.runners[Model.LLM], "forward")],
+            "SLM": _passes(engine, Model.SLM),
+            "LLM": _passes(engine, Model.LLM),
             "router": [(engine.decider, "deferred")],
-            "sampling": [(tick_module, "sample")],
+            "sampling": [(tick_module, "sampled")],
         }
     )
+    ticks = Clock({"ticks": [(engine, "step")]})
     shares: list[float] = []
     elapsed: list[float] = []
 
     def routed() -> float:
-        with clock.running():
+        with clock.running(), ticks.running():
             took, outputs = write(engine, prompts, o)
         elapsed.append(took)
         shares.append(_llm_share(outputs))
@@ -61,66 +64,89 @@ def run(setting: Setting) -> Report:
     routed()  # warm
     shares.clear()
     elapsed.clear()
-    clock.seconds = dict.fromkeys(clock.seconds, 0.0)
-    clock.calls = dict.fromkeys(clock.calls, 0)
+    clock.reset()
+    ticks.reset()
     runs: dict[str, Callable[[], float]] = {
         "routed": routed,
         "SLM alone": lambda: alone("slm"),
         "LLM alone": lambda: alone("llm"),
     }
     if o.batch > 1:
+        runs["routed, the LLM never waits for company"] = lambda: _impatient(
+            engine, prompts, setting
+        )
         runs["routed, one after another"] = lambda: _one_by_one(engine, prompts, setting)
     elif not o.no_peers:
-        slm, llm = setting.peer(o.slm_shape), setting.peer(o.llm_shape)
+        slm, llm = setting.peer(Model.SLM), setting.peer(Model.LLM)
         few = max(4, o.tokens // 8)  # a slow peer need not write as much: a step is a step
+        runs["HF generate of the SLM"] = lambda: statistics.median(
+            generate_steps(slm, prompts, few)
+        )
         runs["HF generate of the LLM"] = lambda: statistics.median(
             generate_steps(llm, prompts, few)
         )
         runs["HF assisted generation"] = lambda: assisted_seconds(llm, slm, prompts[0], few) / few
     samples = interleave(runs, o.repeats)
-    return Report(
-        "route", _what(setting), setting.machine(), setting.paths,
-        _lines(samples, statistics.mean(shares), clock, sum(elapsed), o.batch),
-    )  # fmt: skip
+    whole, share = sum(elapsed), statistics.mean(shares)
+    parts = {name: spent / whole for name, spent in clock.seconds.items()}
+    parts["scheduler, text"] = ticks.seconds["ticks"] / whole - sum(parts.values())
+    parts["idle"] = 1 - sum(parts.values())
+    lines = _lines(samples, share, parts, read, o.batch)
+    return Report("route", _what(setting), setting.machine(), setting.paths, lines)
 
 
 def _lines(
-    samples: dict[str, Sample], share: float, clock: Clock, elapsed: float, batch: int
+    samples: dict[str, Sample],
+    share: float,
+    parts: Mapping[str, float],
+    read: tuple[int, int],
+    batch: int,
 ) -> list[Line]:
+    """The table; `read` is what a pass over the SLM and over the LLM reads at least, bytes."""
     routed = samples["routed"].median
     ideals = tuple(
         slm + share * llm
         for slm, llm in zip(samples["SLM alone"].values, samples["LLM alone"].values, strict=True)
     )
     ideal = Sample(ideals)
-    parts = {name: spent / elapsed for name, spent in clock.seconds.items()}
-    parts["scheduler, text"] = 1 - sum(parts.values())
+    # Several at once read a weight for all of them: what one of them reads is not known.
+    slm, llm = read
+    bytes_read = {"SLM alone": slm, "LLM alone": llm, "HF generate of the SLM": slm}
+    bytes_read["HF generate of the LLM"] = llm
     ratios = {} if batch > 1 else {"of ideal": ideal.median / routed}
     lines = [
         Line(
             f"routed, LLM share {share:.1%}",
             samples["routed"],
             tokens=1,
+            bytes_read=slm + share * llm if batch == 1 else None,
             ratios=ratios,
             parts=parts,
         ),
-        Line("ideal: T_slm + share x T_llm", ideal, tokens=1),
+        Line("ideal: T_slm + share x T_llm", ideal, tokens=1, bytes_read=slm + share * llm),
     ]
     for name, sample in samples.items():
         if name != "routed":
             compared = {"the time of routed": sample.median / routed}
-            lines.append(Line(name, sample, tokens=1, ratios=compared))
+            lines.append(
+                Line(name, sample, tokens=1, bytes_read=bytes_read.get(name), ratios=compared)
+            )
     return lines
+
+
+def _passes(engine: Engine, model: Model) -> list[tuple[Any, str]]:
+    """What computes a model: ragged passes, and captured ones where there are any; those draw and
+    score too."""
+    graphs = engine.tick.passes.graphs[model]
+    return [(engine.runners[model], "forward"), *([(graphs, "run")] if graphs else [])]
 
 
 def _what(setting: Setting) -> str:
     o = setting.options
     wanted = f"{o.share:.1%} of {'tokens' if o.granularity == 'token' else 'steps'}"
     steps = f" of {o.step_tokens} tokens" if o.granularity == "step" else ""
-    return (
-        f"a token of {o.slm_shape} + {o.llm_shape}, {wanted}{steps} to the LLM, "
-        f"batch {o.batch}, context {o.context}"
-    )
+    pair = " + ".join(setting.name(model) for model in Model)
+    return f"a token of {pair}, {wanted}{steps} to the LLM, batch {o.batch}, context {o.context}"
 
 
 def routing_of(o: BenchOptions, users: int, seed: int = 0) -> RoutingParams:
@@ -149,6 +175,14 @@ def write(
     requests: list[Prompt] = [*prompts]
     outputs = engine.generate(requests, samplings, routing_of(o, len(prompts), seed))
     return time.perf_counter() - started, outputs
+
+
+def _impatient(engine: Engine, prompts: list[list[int]], setting: Setting) -> float:
+    engine.tick.patience.min_batch = 1
+    try:
+        return write(engine, prompts, setting.options)[0] / (len(prompts) * setting.options.tokens)
+    finally:
+        engine.tick.patience.min_batch = None
 
 
 def _one_by_one(engine: Engine, prompts: list[list[int]], setting: Setting) -> float:

@@ -115,7 +115,8 @@ def run(setting: Setting) -> Report:
     o = setting.options
     if o.requests < 2 or o.tokens < 2:
         raise UsageError("serve needs 2 requests of 2 tokens at least: there is nothing between")
-    pair = ModelPair.from_config(o.pair, device=o.device, dtype=o.dtype)
+    name = o.pair or "abacus"
+    pair = ModelPair.from_config(name, device=o.device, dtype=o.dtype)
     # No prefix cache: each pass computes everything again, here and there.
     size = {"max_batch": o.clients, "kv_memory": "256MiB", "kernels": o.kernels}
     engine = Engine(pair, prefix_cache=False, **size)  # type: ignore[arg-type]
@@ -126,7 +127,7 @@ def run(setting: Setting) -> Report:
         wanted["threshold"] = o.share
     body = {"ignore_eos": True, **wanted}
     stream = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    args = {"pair": o.pair, "device": o.device, "dtype": o.dtype, "prefix_cache": "false", **size}
+    args = {"pair": name, "device": o.device, "dtype": o.dtype, "prefix_cache": "false", **size}
     threads = {"OMP_NUM_THREADS": str(setting.machine()["threads"])}
     passes: dict[str, list[Run]] = {"offline engine": [], "streamed": [], "whole": []}
     flags = [f"--{name}={value}" for name, value in args.items()]
@@ -138,7 +139,7 @@ def run(setting: Setting) -> Report:
             if repeat:  # the first one warms everything up
                 for found, one in zip(passes.values(), runs, strict=True):
                     found.append(one)
-    what = f"{o.requests} requests from {o.clients} clients, pair {o.pair}, router {o.router}"
+    what = f"{o.requests} requests from {o.clients} clients, pair {name}, router {o.router}"
     return Report("serve", what, setting.machine(), setting.paths, _lines(passes))
 
 

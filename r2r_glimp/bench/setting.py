@@ -11,11 +11,13 @@ import torch
 from r2r_glimp.attention.paged import install, kv_bytes_per_token
 from r2r_glimp.bench.measure import read_bandwidth
 from r2r_glimp.bench.options import BenchOptions, SimulateOptions
-from r2r_glimp.bench.shapes import make_model, make_pair
+from r2r_glimp.bench.shapes import count_parameters, make_model, make_pair
 from r2r_glimp.core import Model, SamplingParams, UsageError
 from r2r_glimp.engine.engine import Engine
+from r2r_glimp.engine.memory import free_bytes
 from r2r_glimp.models.pair import ModelPair
 from r2r_glimp.models.placement import resolve_device, resolve_dtype
+from r2r_glimp.models.presets import read_preset
 
 
 class Setting:
@@ -25,45 +27,84 @@ class Setting:
         self.options = options
         self.simulate = simulate or SimulateOptions()
         self.device = resolve_device(options.device)
-        dtype = resolve_dtype(options.dtype)
-        if not isinstance(dtype, torch.dtype):
+        self.dtype = resolve_dtype(options.dtype)
+        if options.pair is None and not isinstance(self.dtype, torch.dtype):
             raise UsageError("dtype=auto has no meaning for random weights: name one")
-        self.dtype = dtype
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.bandwidth = read_bandwidth(self.device)
         self.paths: dict[str, str] = {}
 
-    def pair(self, *, slm_only: bool = False) -> ModelPair:
-        """Random models of the shapes; with `slm_only`, the small one in both roles."""
+    def name(self, model: Model) -> str:
+        """What a model is called."""
         o = self.options
+        return (o.slm_shape, o.llm_shape)[model] if o.pair is None else f"{model.name} of {o.pair}"
+
+    def pair(self, *, slm_only: bool = False) -> ModelPair:
+        """The pair; with `slm_only`, the small one in both roles.
+
+        Raises:
+            UsageError: it is more than the device's memory.
+        """
+        o = self.options
+        if o.pair is not None:
+            preset = read_preset(o.pair)
+            names = ("", "_adapters")
+            both = {f"llm{n}": preset[f"slm{n}"] for n in names if f"slm{n}" in preset}
+            asked = {"device": o.device, "dtype": o.dtype}
+            return ModelPair.from_config(o.pair, **asked, **(both if slm_only else {}))
+        assert isinstance(self.dtype, torch.dtype)
+        shapes = {o.slm_shape} if slm_only else {o.slm_shape, o.llm_shape}
+        needed = sum(count_parameters(shape) for shape in shapes) * self.dtype.itemsize
+        copies = 1 if o.no_peers else 2
+        if copies * needed > (free := free_bytes(self.device)):
+            peers = "" if o.no_peers else ", as much again for the peers (--no_peers)"
+            raise UsageError(
+                f"{' and '.join(sorted(shapes))} in {o.dtype} take {_gib(needed)}{peers}, and "
+                f"{_gib(free)} are free: take smaller shapes"
+            )
         return make_pair(
             o.slm_shape, o.slm_shape if slm_only else o.llm_shape, self.dtype, self.device
         )
 
     def engine(self, pair: ModelPair, *, tokens: int, **options: Any) -> Engine:
-        """An engine whose KV holds `tokens` tokens of each request of the batch, and a few more."""
-        kv = self.options.batch * (tokens + 64)
-        width = kv_width(pair)
+        """An engine whose KV holds `tokens` tokens of each request of the batch, and a few more.
+
+        Raises:
+            UsageError: they do not fit; it says how many requests do.
+        """
+        o = self.options
+        each, free = (tokens + 64) * kv_width(pair), free_bytes(self.device)
+        if o.batch * each > free:
+            raise UsageError(
+                f"the KV of {o.batch:,} requests of {tokens:,} tokens takes {_gib(o.batch * each)} "
+                f"and {_gib(free)} are free: --batch {free // each:,} fits"
+            )
         engine = Engine(
             pair,
             **{
                 "router": "slm",
-                "kv_memory": max(kv * width, 2**24),
-                "max_batch": max(32, self.options.batch),
+                "kv_memory": max(o.batch * each, 2**24),
+                "max_batch": max(32, o.batch),
                 "prefix_cache": False,
-                "kernels": self.options.kernels,
+                "kernels": o.kernels,
+                "graphs": o.graphs,
                 **options,
             },
         )
         self.paths = {m.label: engine.runners[m].paths for m in Model}
         return engine
 
-    def peer(self, shape: str) -> Any:
+    def peer(self, model: Model) -> Any:
         """A model with the same weights as the pair's, as transformers makes it."""
-        model = make_model(shape, self.dtype, self.device)
-        model.set_attn_implementation("sdpa")
-        return model
+        o = self.options
+        if o.pair is not None:
+            peer = self.pair(slm_only=model is Model.SLM)[model].model
+        else:
+            assert isinstance(self.dtype, torch.dtype)
+            peer = make_model((o.slm_shape, o.llm_shape)[model], self.dtype, self.device)
+        peer.set_attn_implementation("sdpa")
+        return peer
 
     def machine(self) -> dict[str, Any]:
         """What this ran on."""
@@ -93,6 +134,10 @@ def kv_width(pair: ModelPair) -> int:
 def fixed_length(tokens: int) -> SamplingParams:
     """Greedy, exactly so many tokens."""
     return SamplingParams(max_tokens=tokens, ignore_eos=True)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def _cpu_name() -> str:

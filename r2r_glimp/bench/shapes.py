@@ -81,21 +81,35 @@ def make_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrain
     Raises:
         UsageError: no such shape, or not of a causal language model.
     """
-    config = read_shape(shape)
-    try:
-        with no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise UsageError(f"{shape} is not a causal language model: {one_line(error)}") from error
-    model.tie_weights()
+    model = _empty_model(shape, dtype)
     values = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
-    values = values.mul_(config.get_text_config().initializer_range).to(dtype)
+    values = values.mul_(model.config.get_text_config().initializer_range).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:  # norms are made of ones already
                 for part in parameter.view(-1).split(_BLOCK):
                     part.copy_(values[: len(part)])
     return model.to(device).eval().requires_grad_(False)
+
+
+def count_parameters(shape: str) -> int:
+    """Weights of a shape, tied ones counted once.
+
+    Raises:
+        UsageError: as `make_model`.
+    """
+    with torch.device("meta"):
+        return sum(p.numel() for p in _empty_model(shape, torch.float32).parameters())
+
+
+def _empty_model(shape: str, dtype: torch.dtype) -> Any:
+    try:
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(read_shape(shape), dtype=dtype)
+    except ValueError as error:
+        raise UsageError(f"{shape} is not a causal language model: {one_line(error)}") from error
+    model.tie_weights()
+    return model
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

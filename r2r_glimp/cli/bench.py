@@ -3,13 +3,15 @@
 decode     one model's decoding step, against the memory bandwidth and transformers
 prefill    reading a long prompt, against transformers' forward pass; the prefix cache
 route      a routed pair, against its ideal, the LLM alone and transformers
+speculate  the LLM alone, and with an SLM that drafts for it and is right so often
 label      what labeling does most: the LLM writes, the SLM reads
 overhead   what the engine itself takes, with models that compute nothing
 serve      what HTTP costs: clients of a server, against the same requests in the offline engine
 remote     what a deferral over HTTP takes besides the LLM's own time, and what goes on meanwhile
 simulate   how many users at which time per token, from step times; or foretold against a real run
 
-Models have real shapes and random weights: nothing is downloaded. `serve` takes a --pair.
+Models have real shapes and random weights, nothing is downloaded; --pair takes a real pair. `serve`
+serves one: abacus, if none is named.
 """
 
 import json
@@ -20,7 +22,9 @@ from pathlib import Path
 from r2r_glimp.cli.parser import Parser, pick
 from r2r_glimp.core import UsageError
 
-BENCHES = ("decode", "prefill", "route", "label", "overhead", "serve", "simulate", "remote")
+BENCHES = (
+    "decode", "prefill", "route", "speculate", "label", "overhead", "serve", "remote", "simulate",
+)  # fmt: skip
 EXAMPLES = (
     "decode --slm_shape qwen3-0.6b",
     "decode --batch 8 --context 1024 --tokens 16",

@@ -1,108 +1,46 @@
-"""`r2r-glimp evaluate`: how right, and how cheap, the pair is under several routers.
+"""`r2r-glimp evaluate`: how right and how cheap the pair is, beside its baselines.
 
-Both models alone, routers at wanted LLM shares, and an oracle, all on the same questions; a table
-with intervals, paired tests and plots. A run that was stopped goes on where it was.
+Systems answer the same questions; a table with intervals, paired tests and plots. A run that was
+stopped goes on where it was.
 """
 
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from labeling.sections import SourceConfig
-from r2r_glimp.cli.options import (
-    EngineOptions,
-    PairOptions,
-    check_routing,
-    default_router,
-    load_pair,
-    make_router,
+from r2r_glimp.cli.errors import say
+from r2r_glimp.cli.evaluation.options import (
+    RunOptions,
+    SystemOptions,
+    check_run,
+    read_comparison,
+    shared_routing,
 )
+from r2r_glimp.cli.options import EngineOptions, PairOptions, RouterOptions, load_pair, make_router
 from r2r_glimp.cli.parser import Parser, pick
-from r2r_glimp.core import Granularity, RoutingParams, SamplingParams, UsageError
-from r2r_glimp.evaluation.system import BASELINES, ORACLE, System
+from r2r_glimp.core import RoutingParams, SamplingParams
+from r2r_glimp.evaluation.system import BASELINES, ORACLE
+from r2r_glimp.evaluation.task import GradingOptions, load_task
 
 if TYPE_CHECKING:
-    from r2r_glimp.engine.engine import Engine
-    from r2r_glimp.evaluation.run import Setting
     from r2r_glimp.evaluation.store import Store
-    from r2r_glimp.evaluation.task import Task
-    from r2r_glimp.routing.routers import Router
+    from r2r_glimp.evaluation.summary import Summary
+    from r2r_glimp.models.pair import ModelPair
 
 EXAMPLES = (
     "--config configs/evaluation/abacus.yaml",
     "--limit 100 --routers slm --routers llm --routers entropy --shares 0.2",
-    "--pair qwen3-0.6b-8b --config configs/evaluation/aime24.yaml --routers mine --repeats 4",
+    "--config configs/evaluation/aime24.yaml --config configs/routing/glimprouter.yaml "
+    "--pair glimprouter-qwen3-4b-thinking-r1-32b --repeats 4",
     "--pair mine.yaml --task.kind file --task.path questions.jsonl --task.answer_key answer "
     "--task.answer boxed --routers entropy --thresholds 0.5 --thresholds 1.0",
 )
-GRANULARITIES: tuple[Granularity, ...] = ("token", "step")
-_FREE = ("random", "entropy", "margin")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SystemOptions:
-    """What is compared.
-
-    Args:
-        routers: slm, llm, random, entropy, margin, oracle, or the folder or Hub id of a trained
-            router. By default slm, llm, random, entropy, and the bundled pair's trained ones.
-        granularities: token and step; by default both. A trained router has its own.
-        shares: LLM shares that a threshold is found for, on prompts that are not evaluated.
-        thresholds: thresholds as they are, in place of shares.
-        calibration_prompts: questions that thresholds are found on.
-    """
-
-    routers: tuple[str, ...] = ()
-    granularities: tuple[str, ...] = ()
-    shares: tuple[float, ...] = ()
-    thresholds: tuple[float, ...] = ()
-    calibration_prompts: int = 500
-
-    def __post_init__(self) -> None:
-        for name in self.granularities:
-            if name not in GRANULARITIES:
-                raise UsageError(f"--granularities {name}: choose token or step")
-        for share in self.shares:
-            if not 0 < float(share) < 1:
-                raise UsageError(f"--shares {share} is out of range: above 0, below 1")
-        if self.calibration_prompts < 1:
-            raise UsageError("--calibration_prompts must be 1 or more")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """The run.
-
-    Args:
-        out: folder of samples, tables and plots (by default runs/evaluate/TASK).
-        limit: only the first so many questions.
-        repeats: answers per question; more than one needs a temperature.
-        raw: send questions as they are, without the chat template.
-        overwrite: start again instead of going on.
-        json: the summary as one JSON object on stdout, in place of the table.
-        quiet: no progress.
-    """
-
-    out: str | None = None
-    limit: int | None = None
-    repeats: int = 1
-    raw: bool = False
-    overwrite: bool = False
-    json: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} {value} is out of range: 1 or more")
 
 
 def build_parser() -> Parser:
@@ -113,9 +51,11 @@ def build_parser() -> Parser:
     parser.add_fields(parser.add_argument_group("run"), RunOptions)
     parser.add_class_arguments(SourceConfig, "task")
     parser.add_class_arguments(SourceConfig, "calibration")
+    parser.add_fields(parser.add_argument_group("grading"), GradingOptions)
     parser.add_fields(parser.add_argument_group("models"), PairOptions)
-    limits = parser.add_argument_group("routing: limits of all systems")
-    parser.add_fields(limits, RoutingParams, ("router", "granularity", "threshold", "trace"))
+    routing = parser.add_argument_group("routing: one more system, and limits of all")
+    parser.add_fields(routing, RouterOptions)
+    parser.add_fields(routing, RoutingParams, ("router", "trace"))
     parser.add_fields(parser.add_argument_group("sampling"), SamplingParams, ("n", "logprobs"))
     parser.add_fields(parser.add_argument_group("engine"), EngineOptions)
     parser.set_defaults(
@@ -129,239 +69,99 @@ def build_parser() -> Parser:
 
 
 def run(argv: list[str]) -> int:
-    """The verb."""
+    """The verb; returns 1 if answers failed."""
     options = build_parser().parse(argv)
-    chosen, where = pick(SystemOptions, options), pick(RunOptions, options)
-    sampling, routing = pick(SamplingParams, options), pick(RoutingParams, options)
-    check_routing(routing)
-    if where.repeats > 1 and not sampling.temperature:
-        raise UsageError("--repeats needs --temperature: greedy answers are all the same")
-    source = SourceConfig(**options.task.as_dict())
-    routers = _routers(chosen, options)
-    _check_shares(chosen, options, source)
+    run, sampling = pick(RunOptions, options), pick(SamplingParams, options)
+    routing = pick(RoutingParams, options)
+    wanted = read_comparison(options, routing)
+    source, calibration = (
+        SourceConfig(**options[name].as_dict()) for name in ("task", "calibration")
+    )
+    check_run(run, sampling, wanted.chosen, source, calibration)
+    task = load_task(source, run.limit, pick(GradingOptions, options))
 
+    from r2r_glimp.cli.evaluation.job import Job
     from r2r_glimp.cli.generate import has_chat_template
     from r2r_glimp.engine.engine import Engine
     from r2r_glimp.evaluation.run import Setting
     from r2r_glimp.evaluation.store import Store
-    from r2r_glimp.evaluation.task import load_task
+    from r2r_glimp.evaluation.summary import summarise
 
-    task = load_task(source, where.limit)
-    loaded = {name: make_router(name) for name in routers if name not in (*BASELINES, ORACLE)}
-    store = Store(Path(where.out or f"runs/evaluate/{task.name}"))
+    routers = {
+        name: make_router(name, wanted.router.entropy_top_k)
+        for name in wanted.routers
+        if name not in (*BASELINES, ORACLE)
+    }
+    store = Store(Path(run.out or f"runs/evaluate/{task.name}"))
     with store.lock():
         pair = load_pair(pick(PairOptions, options))
-        templated = has_chat_template(pair) and not where.raw
-        setting = Setting(sampling, routing, where.repeats, templated)
-        run_key = {
-            "pair": [dataclasses.asdict(model.fingerprint) for model in (pair.slm, pair.llm)],
-            "task": dataclasses.asdict(source) | {"limit": where.limit},
-            "sampling": dataclasses.asdict(sampling),
-            "routing": dataclasses.asdict(routing),
-            "repeats": where.repeats,
-            "templated": templated,
-        }
-        store.start(json.loads(json.dumps(run_key, default=str)), overwrite=where.overwrite)
-        engine = Engine(pair, router="entropy", **dataclasses.asdict(pick(EngineOptions, options)))
-        job = Job(engine, task, setting, store, loaded, quiet=where.quiet)
-        systems = job.systems(routers, chosen, options)
-        return _report(job, systems, as_json=where.json)
-
-
-class Job:
-    """One evaluation with one engine."""
-
-    def __init__(
-        self,
-        engine: "Engine",
-        task: "Task",
-        setting: "Setting",
-        store: "Store",
-        routers: "dict[str, Router]",
-        *,
-        quiet: bool,
-    ) -> None:
-        self.engine, self.task, self.setting, self.store = engine, task, setting, store
-        self.routers, self.quiet = routers, quiet
-
-    def systems(
-        self, routers: Sequence[str], chosen: SystemOptions, options: Namespace
-    ) -> list[System]:
-        """The cross product, thresholds found where shares are wanted."""
-        found: list[System] = []
-        wanted = [g for g in GRANULARITIES if g in (chosen.granularities or GRANULARITIES)]
-        for name in routers:
-            if name in BASELINES:
-                found.append(System(router=name))
-                continue
-            own = None if name == ORACLE else self.routers[name].granularity
-            for granularity in wanted:
-                if own in (None, granularity):
-                    found += self._points(name, granularity, chosen, options)
-        return found
-
-    def _points(
-        self, name: str, granularity: Granularity, chosen: SystemOptions, options: Namespace
-    ) -> list[System]:
-        if name == ORACLE:
-            return [System(router=name, granularity=granularity)]
-        shares = tuple(map(float, chosen.shares))
-        points = [
-            System(router=name, granularity=granularity, threshold=t, target_share=share)
-            for share, t in self._thresholds(name, granularity, shares, chosen, options).items()
-        ]
-        points += [
-            System(router=name, granularity=granularity, threshold=float(t))
-            for t in chosen.thresholds
-        ]
-        if not points or name not in _FREE:
-            own = self.routers[name].threshold(granularity)
-            points.append(System(router=name, granularity=granularity, threshold=own))
-        return points
-
-    def _thresholds(
-        self,
-        name: str,
-        granularity: Granularity,
-        shares: tuple[float, ...],
-        chosen: SystemOptions,
-        options: Namespace,
-    ) -> dict[float, float]:
-        """Thresholds for LLM shares, found on the calibration's questions and kept."""
-        if name == "random":
-            return {share: share for share in shares}  # its threshold is a share
-        keys = {share: f"{name}/{granularity}@{share:g}" for share in shares}
-        kept = self.store.thresholds()
-        missing = [share for share in shares if keys[share] not in kept]
-        if missing:
-            kept |= {
-                keys[share]: threshold
-                for share, threshold in self._search(
-                    name, granularity, missing, chosen, options
-                ).items()
-            }
-            self.store.write("thresholds.json", json.dumps(kept, indent=2) + "\n")
-        return {share: kept[keys[share]] for share in shares}
-
-    def _search(
-        self,
-        name: str,
-        granularity: Granularity,
-        shares: list[float],
-        chosen: SystemOptions,
-        options: Namespace,
-    ) -> dict[float, float]:
-        from labeling.sources import load_questions
-        from r2r_glimp.cli.calibration.measuring import Meter
-        from r2r_glimp.cli.requests import Request
-        from r2r_glimp.routing.calibration import search_shares, threshold_range
-
-        source = SourceConfig(**options.calibration.as_dict())
-        questions = load_questions(source, limit=chosen.calibration_prompts)
-        self._say(f"{name} per {granularity}: thresholds on {len(questions)} other questions")
-        base, routing = self.setting.sampling, self.setting.routing
-        requests = [
-            Request(
-                self.setting.prompt(question),
-                dataclasses.replace(base, seed=(base.seed or 0) + place),
-                routing,
-            )
-            for place, question in enumerate(questions)
-        ]
-        router = self.routers[name]
-        meter = Meter(self.engine, router, granularity, requests, lambda point, seconds: None)
-        low, high = threshold_range(router, self.engine.pair.slm.fingerprint.vocab_size)
-        found = search_shares(
-            meter.measure,
-            shares,
-            low=low,
-            high=high,
-            pilot=meter.has_pilot,
-            why_not=lambda share, nearest: (
-                f"{name} per {granularity}: no threshold gives an LLM share of {share:g}, the "
-                f"nearest is {nearest.share:.1%} (--answer_by router routes the answer too)"
-            ),
+        setting = Setting(
+            sampling, shared_routing(routing), run.repeats, has_chat_template(pair) and not run.raw
         )
-        return {share: point.threshold for share, point in found.found.items()}
-
-    def answer(self, system: System) -> Any:
-        """A system's result; what it answered before is kept."""
-        from r2r_glimp.evaluation.cost import count_parameters
-        from r2r_glimp.evaluation.run import answer_all
-        from r2r_glimp.evaluation.summary import Result
-
-        router = self.routers.get(system.router)
-        if system.router in BASELINES:
-            router = make_router(system.router)
-        total = len(self.task.questions) * self.setting.repeats
-        done = len(self.store.samples(system.slug))
-        started = time.monotonic()
-        with self._progress(system, total, done) as advance:
-            samples = answer_all(
-                self.engine, self.task, system, router, self.setting, self.store, advance
-            )
-        seconds = time.monotonic() - started
-        parameters = count_parameters(self.engine.pair, router)
-        return Result(system, samples, parameters, seconds if done == 0 else 0.0)
-
-    def _progress(self, system: System, total: int, done: int) -> Any:
-        from r2r_glimp.cli.progress import progress
-
-        label = f"{system.name} {system.granularity or ''}"
-        if system.target_share is not None:
-            label += f" at {system.target_share:.0%}"
-        return progress(label.strip(), total, done, quiet=self.quiet)
-
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+        decides = _what_decides(pair, source, run, setting, options)
+        store.start(decides, overwrite=run.overwrite)
+        engine = Engine(pair, router="entropy", **dataclasses.asdict(pick(EngineOptions, options)))
+        job = Job(engine, task, setting, store, wanted, routers, calibration, quiet=run.quiet)
+        try:
+            results = job.run()
+        finally:
+            task.grader.close()
+        about = _about(pair, argv)
+        return _report(summarise(task.name, run.repeats, results, about), store, run)
 
 
-def _report(job: Job, systems: Sequence[System], *, as_json: bool) -> int:
+def _what_decides(
+    pair: "ModelPair", source: SourceConfig, run: RunOptions, setting: Any, options: Namespace
+) -> dict[str, Any]:
+    """What decides the texts, whatever the system: another one needs another folder."""
+    decides = {
+        "pair": [dataclasses.asdict(model.fingerprint) for model in (pair.slm, pair.llm)],
+        "task": dataclasses.asdict(source) | {"limit": run.limit},
+        "sampling": dataclasses.asdict(setting.sampling),
+        "routing": dataclasses.asdict(setting.routing),
+        "repeats": setting.repeats,
+        "templated": setting.templated,
+    }
+    if options.entropy_top_k is not None:
+        decides["entropy_top_k"] = options.entropy_top_k
+    return dict(json.loads(json.dumps(decides, default=str)))
+
+
+def _about(pair: "ModelPair", argv: list[str]) -> Mapping[str, Any]:
+    """Where the figures come from."""
+    from importlib.metadata import version
+
+    return {
+        "command": ["r2r-glimp", "evaluate", *argv],
+        "slm": pair.slm.name,
+        "llm": pair.llm.name,
+        "dtype": [str(model.dtype).removeprefix("torch.") for model in (pair.slm, pair.llm)],
+        "versions": {name: version(name) for name in ("r2r_glimp", "torch", "transformers")},
+    }
+
+
+def _report(summary: "Summary", store: "Store", run: RunOptions) -> int:
     from importlib.util import find_spec
 
-    from r2r_glimp.evaluation.summary import summarise, to_markdown
+    from r2r_glimp.evaluation.markdown import to_markdown
 
-    results = [job.answer(system) for system in systems]
-    summary = summarise(job.task.name, job.setting.repeats, results)
     text = json.dumps(summary.to_dict(), allow_nan=False)
-    job.store.write("summary.json", text + "\n")
-    job.store.write("summary.md", to_markdown(summary))
+    store.write("summary.json", text + "\n")
+    store.write("summary.md", to_markdown(summary))
     if find_spec("matplotlib") is not None:
         from r2r_glimp.evaluation.plots import draw
 
-        draw(summary, job.store.out)
+        draw(summary, store.out)
     else:
         print("no plots: matplotlib is not installed (r2r_glimp[eval])", file=sys.stderr)
-    print(text if as_json else to_markdown(summary), end="\n" if as_json else "")
-    print(f"samples, tables and plots: {job.store.out}", file=sys.stderr)
-    return 0
-
-
-def _routers(chosen: SystemOptions, options: Namespace) -> list[str]:
-    """The routers by name; by default those that need nothing, and the bundled trained ones."""
-    if chosen.routers:
-        return list(dict.fromkeys(chosen.routers))
-    trained = [default_router(options, granularity) for granularity in GRANULARITIES]
-    return [*dict.fromkeys(("slm", "llm", "random", "entropy", *trained))]
-
-
-def _check_shares(chosen: SystemOptions, options: Namespace, source: SourceConfig) -> None:
-    if not chosen.shares:
-        return
-    calibration = SourceConfig(**options.calibration.as_dict())
-    if source.kind != "abacus" and calibration.kind == "abacus":
-        raise UsageError(
-            "--shares needs questions that are not evaluated: give --calibration.kind and "
-            "--calibration.path, or --thresholds"
+    print(text if run.json else to_markdown(summary), end="\n" if run.json else "")
+    print(f"samples, tables and plots: {store.out}", file=sys.stderr)
+    failed = sum(row.failed for row in summary.rows)
+    if failed:
+        answers = sum(row.answers for row in summary.rows)
+        say(
+            "warning" if run.allow_errors else "error",
+            f"{failed} of {answers} answers failed ({summary.first_error}): they count as not "
+            "right; the same command tries them again",
         )
-    if (calibration.kind, calibration.path, calibration.split, calibration.seed) == (
-        source.kind,
-        source.path,
-        source.split,
-        source.seed,
-    ) and calibration.where == source.where:
-        raise UsageError(
-            "--calibration names the questions that are evaluated: a threshold chosen on them "
-            "proves nothing"
-        )
+    return 1 if failed and not run.allow_errors else 0

@@ -38,7 +38,8 @@ class PairOptions:
         slm: folder or Hub id of the small model, in place of the pair's; together with --llm.
         llm: folder or Hub id of the large model, in place of the pair's; together with --slm. Or
             URL#NAME of a server's, which may stand alone.
-        device: auto, cpu, cuda or cuda:N; two, for SLM and LLM, with a comma between them.
+        device: auto, cpu, cuda or cuda:N; two, for SLM and LLM, with a comma between them. For the
+            LLM also tp: split over the processes of torchrun.
         dtype: auto, float32, bfloat16 or float16; two with a comma between them.
         revision: branch, tag or commit of Hub repositories; two with a comma between them.
         slm_adapters: LoRA adapter (folder or Hub id) merged into the small model.
@@ -62,22 +63,27 @@ class EngineOptions:
     """How the engine runs.
 
     Args:
-        kv_memory: memory for the KV of both models together, such as 512MiB or 2GiB.
+        kv_memory: memory for the KV of both models together: 512MiB, 2GiB, a share of what is free
+            such as 0.85, or auto: that share of a GPU, 1GiB of a CPU.
         max_batch: sequences that run at once.
         max_batch_tokens: tokens one forward pass computes at most; longer prompts are chunked.
-        llm_min_batch: rows that must wait for the LLM before it runs, while the SLM has work.
-        llm_max_wait: ticks after which the LLM runs all the same.
+        llm_min_batch: rows that must wait for the LLM before it runs, while the SLM has work. By
+            default it is chosen from what the passes of both models take here.
+        llm_max_wait: with llm_min_batch, ticks after which the LLM runs all the same.
         prefix_cache: reuse the KV of earlier requests with the same beginning (default: true).
-        kernels: auto, the fastest there is here, or torch, the plain reference.
+        kernels: auto, the fastest there is here; amx, avx512 or onednn, what multiplies bfloat16 on
+            the CPU; or torch, the plain reference.
+        graphs: on a GPU, repeat passes of few tokens as CUDA graphs (default: true).
     """
 
-    kv_memory: str | int = "1GiB"
+    kv_memory: str | int = "auto"
     max_batch: int = 32
     max_batch_tokens: int = 2048
-    llm_min_batch: int = 1
+    llm_min_batch: int | None = None
     llm_max_wait: int = 4
     prefix_cache: bool = True
-    kernels: Literal["auto", "torch"] = "auto"
+    kernels: Literal["auto", "amx", "avx512", "onednn", "torch"] = "auto"
+    graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

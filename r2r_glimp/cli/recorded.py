@@ -1,6 +1,7 @@
 """Recorded outputs: who wrote what, how often, and at which scores."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +38,7 @@ def inspect(path: Path, options: Namespace, stream: TextIO) -> tuple[Record, str
             raise UsageError(f"--html {page} is the file that is read: give another")
         check_writable(page, overwrite=options.overwrite, option="--html")
     records = read_outputs(path)
-    facts = {"kind": "outputs", "name": str(path)} | summarize(records)
+    facts: Record = {"kind": "outputs", "name": str(path)} | summarize(records)
     marks = Marks(stream, color=use_color(stream, no_color=options.no_color))
     if page is not None:
         write_report(page, path.name, records, _summary(facts))
@@ -49,6 +50,13 @@ def inspect(path: Path, options: Namespace, stream: TextIO) -> tuple[Record, str
         parts += ["scores", histogram(scores, thresholds.pop() if len(thresholds) == 1 else None)]
     else:
         parts.append("no decisions are recorded: run generate with --trace to see them")
+    if options.signals:
+        from r2r_glimp.evaluation.step_signals import read_steps, summarise_signals, to_text
+
+        steps = read_steps(records)
+        summaries = summarise_signals(steps)
+        facts["signals"] = {"steps": len(steps), "rows": [asdict(row) for row in summaries]}
+        parts += ["", to_text(steps, summaries), ""]
     if options.show:
         parts.append(f"{marks.legend}\n")
     for record in records[: options.show]:

@@ -69,19 +69,24 @@ class Decider:
             if policy.in_opening and policy.is_opening(str(self.slm.tokenizer.decode([token]))):
                 continue
             by_router.setdefault(policy.route.router, []).append(i)
-        if not by_router:
-            return set()
-        signals = Signals(
-            hidden_NH=rows.hidden_RH,
-            logits_NV=rows.logits_RV,
-            candidates_N=torch.tensor(tokens, device=rows.logits_RV.device),
-            positions=[len(s.tokens) for s in sequences],
-            uniforms=[uniform(s.seed, len(s.tokens), Stream.ROUTER) for s in sequences],
-            layers=rows.layers,
-        )
+        in_pass = rows.drawn.router if rows.drawn else None  # scored with the tokens
+        signals = None
+        if by_router.keys() - {in_pass}:
+            signals = Signals(
+                hidden_NH=rows.hidden_RH,
+                logits_NV=rows.logits_RV,
+                candidates_N=torch.tensor(tokens, device=rows.logits_RV.device),
+                positions=[len(s.tokens) for s in sequences],
+                uniforms=[uniform(s.seed, len(s.tokens), Stream.ROUTER) for s in sequences],
+                layers=rows.layers,
+            )
         deferred = set()
         for router, members in by_router.items():
-            scores = router.score(signals.rows(members)).tolist()
+            if rows.drawn is not None and router is in_pass:
+                scores = [rows.drawn.scores[i] for i in members]
+            else:
+                assert signals is not None
+                scores = router.score(signals.rows(members)).tolist()
             for i, score in zip(members, scores, strict=True):
                 if _decide(sequences[i], score, tokens[i]):
                     deferred.add(i)

@@ -17,32 +17,36 @@ class Detokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> None:
         self._tokenizer = tokenizer
         self._window = prompt[-CONTEXT:]
-        self._read = len(self._window)  # tokens of the window whose text is out
+        self._read = len(self._window)  # tokens of the window whose text is out,
+        self._out = self._decode(self._window)  # and that text
 
     @property
     def complete(self) -> bool:
         """Whether every token's text is out."""
         return self._read == len(self._window)
 
-    def append(self, token: int, *, final: bool = False) -> str:
-        """The text that became readable; with `final`, whatever is there."""
+    def append(self, token: int) -> str:
+        """The text that became readable."""
         self._window.append(token)
-        before = self._decode(self._window[: self._read])
         text = self._decode(self._window)
         pending = len(self._window) - self._read
-        if text.endswith("\ufffd") and pending < MAX_PENDING and not final:
+        if text.endswith("\ufffd") and pending < MAX_PENDING:
             return ""
-        # The tokens just written become the context of the next.
-        self._window = self._window[-max(pending, CONTEXT) :]
-        self._read = len(self._window)
-        return text[len(before) :]
+        new = text[len(self._out) :]
+        if len(self._window) > 2 * CONTEXT + MAX_PENDING:
+            # The tokens just written become the context of the next.
+            self._window = self._window[-max(pending, CONTEXT) :]
+            text = self._decode(self._window)
+        self._read, self._out = len(self._window), text
+        return new
 
     def flush(self) -> str:
         """Text still held back when the request ends."""
-        before = self._decode(self._window[: self._read])
-        text = self._decode(self._window)
+        if self.complete:
+            return ""
+        before, self._out = self._out, self._decode(self._window)
         self._read = len(self._window)
-        return text[len(before) :]
+        return self._out[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=False))

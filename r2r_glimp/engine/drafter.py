@@ -10,10 +10,12 @@ accepted. What the LLM would have written alone is what is written: no text chan
 """
 
 from r2r_glimp.core import Model
-from r2r_glimp.engine.passes import Passes
-from r2r_glimp.engine.sampling import Stream, sample, uniform
+from r2r_glimp.engine.passes import Passes, sampled
+from r2r_glimp.engine.sampling import Stream, uniform
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
+
+_MAX_PAUSE = 31
 
 
 class Drafter:
@@ -32,18 +34,24 @@ class Drafter:
 
     def draft(self, sequences: list[Sequence]) -> None:
         """Put drafts on the timelines of sequences whose turn is the LLM's."""
+        resting = {s for s in sequences if s.draft_pause}
+        for sequence in resting:
+            sequence.draft_pause -= 1
         # Where the SLM has nothing to compute (its proposal was just deferred) the LLM goes first.
         drafting = [
-            s for s in sequences if self._num_wanted(s) > 0 and s.num_outstanding(Model.SLM)
+            s
+            for s in sequences
+            if s not in resting and self._num_wanted(s) > 0 and s.num_outstanding(Model.SLM)
         ]
         while drafting:
-            batch, rows = self.passes.run(Model.SLM, drafting)
+            batch, rows = self.passes.run(Model.SLM, drafting, Stream.LLM)
             batch = [one for one in batch if one.sequence.num_outstanding(Model.SLM) == 0]
             if not batch:
                 return
             ready = [one.sequence for one in batch]
-            tokens = sample(
-                rows.logits_RV[[one.wanted[-1] for one in batch]],
+            rows = rows.pick([one.wanted[-1] for one in batch])
+            tokens = sampled(
+                rows,
                 [s.sampling for s in ready],
                 [uniform(s.seed, len(s.tokens) + s.num_drafts, Stream.LLM) for s in ready],
             )
@@ -64,6 +72,9 @@ class Drafter:
         sequence.stats.draft_accepted += min(num_right, num_written)
         # One more than was right: as many as are likely to be right again, and a try.
         sequence.draft_length = min(sequence.policy.route.params.speculate, num_right + 1)
+        # Where the SLM keeps being wrong it is asked ever less often.
+        sequence.draft_misses = 0 if num_right else sequence.draft_misses + 1
+        sequence.draft_pause = min(_MAX_PAUSE, max(0, 2**sequence.draft_misses // 2 - 1))
         if sequence.finish_reason is None:
             # The last token stays to be computed, by whoever's turn is next.
             self.scheduler.roll_back(sequence, start, start + min(num_right, num_written - 1))

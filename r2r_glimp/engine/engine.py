@@ -5,8 +5,11 @@ requests   who runs      a tick   forward passes       who writes           time
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
+
+import torch
 
 from r2r_glimp.core import (
     Event,
@@ -20,14 +23,17 @@ from r2r_glimp.core import (
 )
 from r2r_glimp.engine.decider import Decider
 from r2r_glimp.engine.drafter import Drafter
+from r2r_glimp.engine.graphs import NONE, make_graphs
 from r2r_glimp.engine.intake import Intake
-from r2r_glimp.engine.memory import num_blocks_for, parse_bytes
+from r2r_glimp.engine.memory import plan_blocks
 from r2r_glimp.engine.passes import Passes
+from r2r_glimp.engine.patience import Patience
 from r2r_glimp.engine.prompts import EncodedPrompt, encode_prompt
 from r2r_glimp.engine.remote import RemoteRunner, RemoteTurns
 from r2r_glimp.engine.runner import ModelRunner
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
+from r2r_glimp.engine.split import make_runner
 from r2r_glimp.engine.tick import Tick
 from r2r_glimp.engine.writer import Writer
 from r2r_glimp.kv.manager import KVManager
@@ -45,14 +51,18 @@ class Engine:
     Args:
         pair: the two models.
         router: default router of requests that name none: a name or a loaded router.
-        kv_memory: memory for the KV of both models together: `"1GiB"`, or bytes.
+        kv_memory: memory for the KV of both models together: `"1GiB"`, bytes, a share of what is
+            free on their devices (`0.85`), or `"auto"`: that share of a GPU, 1 GiB of a CPU.
         max_batch: sequences that run at once.
         max_batch_tokens: tokens one forward pass computes at most; longer prompts are chunked.
-        llm_min_batch: the LLM runs when this many rows wait for it,
-        llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
+        llm_min_batch: the LLM runs when this many rows wait for it, or when the SLM has nothing to
+            do. None: when waiting for more no longer pays, by what passes of both models take.
+        llm_max_wait: with `llm_min_batch`: or when one has waited this many ticks.
         prefix_cache: reuse the KV of earlier requests with the same beginning.
-        kernels: "auto", the fastest there is here, or "torch", the reference they are checked
-            against. On the CPU, "auto" exchanges layers of the pair's models for good.
+        kernels: "auto", the fastest there is here; "amx", "avx512" or "onednn", what multiplies
+            bfloat16 on the CPU; or "torch", the reference they are checked against. On the CPU all
+            but "torch" exchange layers of the pair's models for good.
+        graphs: on a GPU, repeat passes of few tokens as CUDA graphs.
 
     Raises:
         CheckpointError: a model cannot run under paged attention.
@@ -64,37 +74,42 @@ class Engine:
         pair: ModelPair,
         *,
         router: str | Router = "entropy",
-        kv_memory: str | int = "1GiB",
+        kv_memory: str | float = "auto",
         max_batch: int = 32,
         max_batch_tokens: int = 2048,
-        llm_min_batch: int = 1,
+        llm_min_batch: int | None = None,
         llm_max_wait: int = 4,
         prefix_cache: bool = True,
         kernels: str = "auto",
+        graphs: bool = True,
     ) -> None:
-        if min(max_batch, max_batch_tokens, llm_min_batch) < 1:
+        if min(max_batch, max_batch_tokens, 1 if llm_min_batch is None else llm_min_batch) < 1:
             raise UsageError("max_batch, max_batch_tokens and llm_min_batch must be 1 or more")
         self.pair = pair
         self.shared = pair.same_vocabulary
         # One runner each, unless both roles are played by one loaded model.
         slm = _make_runner(pair.slm, kernels)
         self.runners = (slm, slm if pair.llm is pair.slm else _make_runner(pair.llm, kernels))
-        for model in Model:
-            log.info("%s: %s", model.name, self.runners[model].paths)
         self.decider = Decider(pair.slm, slm)
         self.router = self.decider.load(router)
-        bytes_per_token = sum(runner.kv_bytes_per_token for runner in self.runners)
-        num_blocks = num_blocks_for(parse_bytes(kv_memory), bytes_per_token) if pair.local else 0
-        for runner in self.runners:
+        here = dict.fromkeys(self.runners[model] for model in pair.local)
+        on_device: Counter[torch.device] = Counter()
+        for runner in here:
+            on_device[runner.loaded.device] += runner.kv_bytes_per_token
+        num_blocks, memory = plan_blocks(kv_memory, on_device) if here else (0, "nothing")
+        for runner in here:
             runner.allocate(num_blocks)
         self.kv = KVManager(num_blocks, shared=self.shared, prefix_cache=prefix_cache)
-        log.info("KV of %s holds %s tokens of both models", kv_memory, f"{self.kv.capacity:,}")
+        log.info("KV of %s holds %s tokens of both models", memory, f"{self.kv.capacity:,}")
         self.tags = find_tags(pair.slm.tokenizer.get_vocab())
         self.intake = Intake(pair, self.tags, self.kv.capacity)
         self.scheduler = Scheduler(self.kv, max_batch=max_batch, max_batch_tokens=max_batch_tokens)
         self.writer = Writer(pair, self.tags, self.scheduler, self.room)
         remote = RemoteTurns(pair, self.decider, self.writer, self.room)
-        passes = Passes(self.runners, self.scheduler, self.writer)
+        captured = make_graphs(self.runners, self.router, max_batch, self.room) if graphs else NONE
+        for model in Model:
+            log.info("%s: %s", model.name, self.runners[model].paths)
+        passes = Passes(self.runners, self.scheduler, self.writer, captured)
         self.tick = Tick(
             scheduler=self.scheduler,
             passes=passes,
@@ -102,8 +117,7 @@ class Engine:
             drafter=Drafter(passes, self.scheduler, min(self.room)),
             writer=self.writer,
             remote=remote,
-            llm_min_batch=llm_min_batch,
-            llm_max_wait=llm_max_wait,
+            patience=Patience(passes.costs, llm_min_batch, llm_max_wait),
         )
 
     @property
@@ -156,7 +170,8 @@ class Engine:
         router = self.decider.load(routing.router or self.router)
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
         sequences = self.intake.sequences(encoded, sampling, routing, router, request_id)
-        self.scheduler.waiting.extend(sequences)
+        for sequence in sequences:
+            self.scheduler.add(sequence)
         return sequences[0].request_id
 
     def abort(self, request_id: str) -> None:
@@ -248,7 +263,7 @@ T = TypeVar("T")
 
 
 def _make_runner(model: AnyModel, kernels: str) -> ModelRunner:
-    return RemoteRunner(model) if isinstance(model, RemoteModel) else ModelRunner(model, kernels)
+    return RemoteRunner(model) if isinstance(model, RemoteModel) else make_runner(model, kernels)
 
 
 def _one_each(name: str, values: T | list[T], count: int) -> list[T]:

@@ -199,6 +199,7 @@ class RemoteRunner(ModelRunner):
     def __init__(self, remote: RemoteModel) -> None:
         self.remote = remote
         self.paths = f"behind {remote.spec.url}, asked by {remote.dialect.name}"
+        self.backend = None
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -4,22 +4,38 @@ model.
 Knows nothing about requests, routing or sampling.
 """
 
-import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from r2r_glimp.attention.backends import choose_backend
 from r2r_glimp.attention.gather import GatherBackend, Row
-from r2r_glimp.attention.native import NativeBackend
-from r2r_glimp.attention.paged import install, kv_bytes_per_token
+from r2r_glimp.attention.paged import PagedContext, install, kv_bytes_per_token
 from r2r_glimp.core import CheckpointError, EngineError, UsageError
 from r2r_glimp.models.pair import LoadedModel
-from r2r_glimp.native.library import SUFFIXES, Library, load_library
-from r2r_glimp.native.modules import accelerate
+from r2r_glimp.native.library import LEVELS
+from r2r_glimp.native.modules import accelerate, native_level
 
-log = logging.getLogger(__name__)
+
+@dataclass(slots=True)
+class Drawn:
+    """What a pass of fixed shape (`engine.graphs`) has read off its rows: a token drawn from each,
+    whether its logits are numbers, and its score by `router` where that is not None."""
+
+    tokens: list[int]
+    finite: list[bool]
+    scores: list[float]
+    router: object | None
+
+    def pick(self, index: list[int]) -> "Drawn":
+        """The given rows alone."""
+        tokens, finite, scores = (
+            [values[i] for i in index] for values in (self.tokens, self.finite, self.scores)
+        )
+        return Drawn(tokens, finite, scores, self.router)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -30,9 +46,21 @@ class Rows:
     hidden_RH: Tensor
     logits_RV: Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)  # of the layers kept, [R, H] each
+    drawn: Drawn | None = None  # None where the pass did not draw
+
+    def pick(self, index: list[int]) -> "Rows":
+        """The given rows alone."""
+        if index == list(range(len(self.logits_RV))):
+            return self
+        return Rows(
+            self.hidden_RH[index],
+            self.logits_RV[index],
+            {layer: hidden_RH[index] for layer, hidden_RH in self.layers.items()},
+            None if self.drawn is None else self.drawn.pick(index),
+        )
 
 
-KERNELS = ("auto", "torch")
+KERNELS = ("auto", *LEVELS, "torch")
 
 
 class ModelRunner:
@@ -41,28 +69,34 @@ class ModelRunner:
     Args:
         loaded: the model; on the CPU its layers are exchanged for faster ones that compute the
             same, for good, unless `kernels` is "torch".
-        kernels: "auto", the fastest there is here, or "torch", plain torch and gathered pages: the
-            reference.
+        kernels: "auto", the fastest there is here; "amx", "avx512" or "onednn", what multiplies
+            bf16 on the CPU; or "torch", plain torch and gathered pages: the reference.
 
     Attributes:
         paths: what computes the linears, norms and the attention, for people.
 
     Raises:
         CheckpointError: the architecture does not run under paged attention.
-        UsageError: no such kernels.
+        UsageError: no such kernels, or not on this machine.
     """
 
     def __init__(self, loaded: LoadedModel, kernels: str = "auto") -> None:
         if kernels not in KERNELS:
-            raise UsageError(f"kernels={kernels!r} is not to be had: {' or '.join(KERNELS)}")
+            raise UsageError(f"kernels={kernels!r} is not to be had: {', '.join(KERNELS)}")
         self.loaded = loaded
         self.model = loaded.model
         self.layers = install(self.model)
-        self._library = self._find_library() if kernels == "auto" else None
-        attention = "gathered attention" if self._library is None else "native paged attention"
-        self.paths = f"{attention}, plain torch"
-        if kernels == "auto" and loaded.device.type == "cpu":
-            self.paths = f"{attention}, {accelerate(self.model, self.layers)}"
+        level = native_level(self.model)
+        if level and kernels not in ("auto", level):
+            raise UsageError(
+                f"{loaded.name} was exchanged for kernels={level!r}, for good: load it again for "
+                f"kernels={kernels!r}"
+            )
+        self._choice = choose_backend(loaded.name, loaded.device, loaded.dtype, kernels)
+        self.paths = f"{self._choice.name}, plain torch"
+        if kernels != "torch" and loaded.device.type == "cpu":
+            exchanged = accelerate(self.model, self.layers, self._choice.library)
+            self.paths = f"{self._choice.name}, {exchanged}"
         self.backend: GatherBackend | None = None
         self._hidden: Tensor | None = None
         self._layers: dict[int, Tensor] = {}  # outputs of the last pass, [1, tokens, H]
@@ -72,17 +106,6 @@ class ModelRunner:
             raise EngineError(f"{loaded.name}: the model has no output embeddings")
         head.register_forward_pre_hook(self._keep_hidden)
 
-    def _find_library(self) -> Library | None:
-        """The kernels if they can run this model; None, with a warning where they should."""
-        loaded = self.loaded
-        if loaded.device.type != "cpu" or loaded.dtype not in SUFFIXES:
-            return None
-        library = load_library()
-        if isinstance(library, Library):
-            return library
-        log.warning("no native kernels, attention gathers pages and is slower: %s", library)
-        return None
-
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token, over all layers."""
@@ -90,11 +113,7 @@ class ModelRunner:
 
     def allocate(self, num_blocks: int) -> None:
         """Make the model's plane of `num_blocks` KV blocks."""
-        dtype = self.loaded.dtype
-        if self._library is None:
-            self.backend = GatherBackend(self.layers, num_blocks, dtype, self.loaded.device)
-        else:
-            self.backend = NativeBackend(self._library, self.layers, num_blocks, dtype)
+        self.backend = self._choice.make(self.layers, num_blocks)
 
     @torch.inference_mode()
     def forward(self, rows: list[Row], wanted: list[int]) -> Rows:
@@ -116,17 +135,41 @@ class ModelRunner:
             offset += len(row.tokens)
             kept += range(offset - num_wanted, offset)
         device = self._device
+        with self.on_device():
+            hidden_RH, logits_RV, layers = self.call(
+                torch.tensor(tokens, device=device),
+                torch.tensor(positions, device=device),
+                torch.tensor(kept or [0], device=device),
+                self.backend.plan(rows),
+            )
+        num = len(kept)
+        layers = {layer: states_TH[kept] for layer, states_TH in layers.items()}
+        return Rows(hidden_RH[:num], logits_RV[:num], layers)
+
+    def call(
+        self, ids_T: Tensor, positions_T: Tensor, keep: Tensor | int, context: PagedContext
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """The model on one ragged batch: hidden states and logits of the tokens to keep (an index,
+        or 0: all), and of the layers kept the outputs of all."""
         output = self.model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=ids_T.unsqueeze(0),
+            position_ids=positions_T.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=torch.tensor(kept or [0], device=device),
-            paged=self.backend.plan(rows),
+            logits_to_keep=keep,
+            paged=context,
         )
         assert self._hidden is not None
         hidden, self._hidden = self._hidden[0], None
-        layers = {layer: states[0, kept] for layer, states in self._layers.items()}
-        return Rows(hidden[: len(kept)], output.logits[0][: len(kept)], layers)
+        return hidden, output.logits[0], {n: states[0] for n, states in self._layers.items()}
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Kernels are launched on the current device."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    @property
+    def kept_layers(self) -> frozenset[int]:
+        """Layers whose outputs are kept."""
+        return frozenset(self._layers)
 
     def keep_layer(self, layer: int) -> None:
         """Keep the output of a decoder layer with every pass, for routers that look at it.

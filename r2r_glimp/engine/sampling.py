@@ -33,38 +33,63 @@ def uniform(seed: int, position: int, stream: Stream) -> float:
     return (x >> 11) / 2**53
 
 
-def sample(logits_NV: Tensor, params: list[SamplingParams], uniforms: list[float]) -> list[int]:
-    """One token per row, by inverse transform over the filtered distribution, likeliest token
-    first.
+def columns(params: list[SamplingParams], uniforms: list[float]) -> list[list[float]]:
+    """What `draw` reads of each row: one list per parameter."""
+    return [
+        [p.temperature for p in params],
+        [float(p.top_k) for p in params],
+        [p.top_p for p in params],
+        [p.min_p for p in params],
+        uniforms,
+    ]
 
-    Filters in the order temperature, top-k, top-p, min-p, as transformers applies them.
+
+NUM_COLUMNS = 5
+
+
+def draw(logits_NV: Tensor, columns_CN: Tensor) -> Tensor:
+    """One token per row, int64 [N], by inverse transform over the filtered distribution, likeliest
+    token first.
+
+    Filters in the order temperature, top-k, top-p, min-p, as transformers applies them. Nothing is
+    read back, so it may be captured. A row of temperature 0 gets a token that means nothing.
+
+    Args:
+        columns_CN: the rows' `columns`, float64.
     """
-    tokens = logits_NV.max(-1).indices  # argmax, but with vectors on the CPU
+    temperature, top_k, top_p, min_p, uniforms = columns_CN.unsqueeze(-1)
+    scaled = logits_NV.double() / temperature.masked_fill(temperature == 0, 1)
+    probs, ids = torch.sort(scaled.softmax(-1), dim=-1, descending=True, stable=True)
+    size = probs.shape[1]
+    rank = torch.arange(size, device=probs.device)
+    probs = probs * ((rank < top_k) | (top_k == 0))
+    probs = probs / probs.sum(-1, keepdim=True)
+    before = probs.cumsum(-1) - probs
+    # The likeliest token always stays, as in transformers' warpers.
+    keep = (before < top_p) & (probs >= min_p * probs[:, :1])
+    keep[:, 0] = True
+    probs = probs * keep
+    total = probs.cumsum(-1)
+    threshold = uniforms * total[:, -1:]
+    pick = (total <= threshold).sum(-1, keepdim=True).clamp_max(size - 1)
+    return ids.gather(1, pick).squeeze(1)
+
+
+def likeliest(logits_NV: Tensor) -> Tensor:
+    """The argmax of each row, int64 [N]; but with vectors on the CPU."""
+    return logits_NV.max(-1).indices
+
+
+def sample(logits_NV: Tensor, params: list[SamplingParams], uniforms: list[float]) -> list[int]:
+    """One token per row: the likeliest at temperature 0, else drawn."""
+    tokens = likeliest(logits_NV)
     drawn = [i for i, p in enumerate(params) if p.temperature > 0]
     if drawn:
-        index = torch.tensor(drawn, device=logits_NV.device)
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64, device=logits_NV.device).unsqueeze(1)
-
-        chosen = [params[i] for i in drawn]
-        scaled = logits_NV[index].double() / column([p.temperature for p in chosen])
-        probs, ids = torch.sort(scaled.softmax(-1), dim=-1, descending=True, stable=True)
-        size = probs.shape[1]
-        rank = torch.arange(size, device=probs.device)
-        probs = probs * (rank < column([p.top_k or size for p in chosen]))
-        probs = probs / probs.sum(-1, keepdim=True)
-        before = probs.cumsum(-1) - probs
-        # The likeliest token always stays, as in transformers' warpers.
-        keep = (before < column([p.top_p for p in chosen])) & (
-            probs >= column([p.min_p for p in chosen]) * probs[:, :1]
-        )
-        keep[:, 0] = True
-        probs = probs * keep
-        total = probs.cumsum(-1)
-        threshold = column([uniforms[i] for i in drawn]) * total[:, -1:]
-        pick = (total <= threshold).sum(-1, keepdim=True).clamp_max(size - 1)
-        tokens[index] = ids.gather(1, pick).squeeze(1)
+        device = logits_NV.device
+        index = torch.tensor(drawn, device=device)
+        of_drawn = columns([params[i] for i in drawn], [uniforms[i] for i in drawn])
+        columns_CN = torch.tensor(of_drawn, dtype=torch.float64, device=device)
+        tokens[index] = draw(logits_NV[index], columns_CN)
     return tokens.tolist()
 
 

@@ -4,7 +4,8 @@ run out.
 Knows sequences, cursors and blocks; nothing about models, sampling or routing.
 """
 
-from collections import deque
+from bisect import insort
+from collections import OrderedDict
 
 from r2r_glimp.attention.gather import Row
 from r2r_glimp.core import Model
@@ -25,22 +26,38 @@ class Scheduler:
         self.kv = kv
         self.max_batch = max_batch
         self.max_batch_tokens = max_batch_tokens
-        self.waiting: deque[Sequence] = deque()
+        # The next to be admitted first; keys alone, because one may be taken out anywhere.
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         self.running: list[Sequence] = []  # oldest first
+        self._by_request: dict[str, list[Sequence]] = {}
+        # Who could not be admitted, and how many blocks were free: nothing changes until more are.
+        self._refused: tuple[Sequence | None, int] = (None, 0)
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody holds."""
+        return sum(pool.num_free for pool in self.kv.pools)
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a new sequence at the end of the queue."""
+        self.waiting[sequence] = None
+        self._by_request.setdefault(sequence.request_id, []).append(sequence)
+
     def find(self, request_id: str) -> list[Sequence]:
         """A request's sequences that have not ended."""
-        return [s for s in (*self.running, *self.waiting) if s.request_id == request_id]
+        return [*self._by_request.get(request_id, ())]
 
     def admit(self) -> None:
         """Let waiting sequences run while blocks for all they have, and one more token, are
         there."""
         while self.waiting and len(self.running) < self.max_batch:
-            sequence = self.waiting[0]
+            sequence = next(iter(self.waiting))
+            if self._refused[0] is sequence and self.num_free <= self._refused[1]:
+                return
             for timeline, model in sequence.distinct_timelines:
                 self.kv.match(timeline, model)
             if not all(
@@ -48,14 +65,15 @@ class Scheduler:
                 for timeline, model in sequence.distinct_timelines
             ):
                 self._release(sequence)
+                self._refused = (sequence, self.num_free)
                 return
             for model in Model:
                 filled = self.kv.num_filled(sequence.timelines[model], model)
                 sequence.num_computed[model] = filled
             sequence.stats.prefix_hits += sequence.num_computed[Model.SLM]
-            self.running.append(self.waiting.popleft())
+            del self.waiting[sequence]
             sequence.runs = True
-            self.running.sort(key=lambda s: s.arrival)
+            insort(self.running, sequence, key=lambda s: s.arrival)
 
     def schedule(self, model: Model, candidates: list[Sequence]) -> list[tuple[Sequence, Row]]:
         """Rows of the model's next forward pass, oldest sequences first, with blocks reserved.
@@ -105,8 +123,15 @@ class Scheduler:
 
     def remove(self, sequence: Sequence, *, forget: bool) -> None:
         """Take out a sequence that ended; with `forget`, nobody may match what it computed."""
-        (self.running if sequence.runs else self.waiting).remove(sequence)
+        if sequence.runs:
+            self.running.remove(sequence)
+        else:
+            del self.waiting[sequence]
         self._release(sequence, forget=forget)
+        others = self._by_request[sequence.request_id]
+        others.remove(sequence)
+        if not others:
+            del self._by_request[sequence.request_id]
 
     def check_integrity(self) -> None:
         """Assert that every block is accounted for and every cursor lies on its timeline."""
@@ -120,7 +145,8 @@ class Scheduler:
         self._release(sequence)
         sequence.drop_drafts()
         self.running.remove(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting[sequence] = None
+        self.waiting.move_to_end(sequence, last=False)
         sequence.stats.preemptions += 1
 
     def _release(self, sequence: Sequence, *, forget: bool = False) -> None:

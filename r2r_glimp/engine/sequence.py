@@ -16,6 +16,7 @@ from r2r_glimp.core import (
     TokenLogprob,
 )
 from r2r_glimp.engine.detokenizer import Detokenizer
+from r2r_glimp.engine.text import Text
 from r2r_glimp.remote.api import Ask, Reply
 from r2r_glimp.routing.policy import Policy, Turn
 
@@ -54,12 +55,14 @@ class Sequence:
     num_computed: list[int] = field(default_factory=lambda: [0, 0])
     tokens: list[int] = field(default_factory=list)  # generated, ids of whoever wrote them
     sources: list[Model] = field(default_factory=list)
-    text: str = ""  # generated, without the end-of-text token
-    num_emitted: int = 0  # characters of `text` already streamed
+    written: Text = field(default_factory=Text)  # without the end-of-text token
+    num_emitted: int = 0  # characters already streamed
     end: int | None = None  # where a stop string cuts the text
     ticks_waiting: int = 0  # for the LLM
     num_drafts: int = 0  # last tokens of the timeline that the LLM has not confirmed
     draft_length: int = 0  # how many to try next, learnt from how many were right
+    draft_misses: int = 0  # times in a row that not even the first was right
+    draft_pause: int = 0  # passes of the LLM without drafts, after misses
     score: float | None = None  # of the decision taken at the next token, if one was
     looped: bool = False  # the repetition guard closed the thinking
     finish_reason: FinishReason | None = None
@@ -68,6 +71,11 @@ class Sequence:
     logprobs: list[TokenLogprob] | None = None
     trace: dict[int, Decision] | None = None  # by position
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def text(self) -> str:
+        """All that is written; made anew from its pieces at every call."""
+        return str(self.written)
 
     @property
     def shared(self) -> bool:
@@ -101,19 +109,22 @@ class Sequence:
         characters."""
         starts = []
         for stop in self.sampling.stop:
-            found = self.text.find(stop, max(0, len(self.text) - num_new - len(stop) + 1))
+            first = max(0, len(self.written) - num_new - len(stop) + 1)
+            found = self.written.since(first).find(stop)
             if found >= 0:
-                starts.append(found)
+                starts.append(first + found)
         return min(starts, default=None)
 
     def take_readable(self) -> str:
         """Text that can be streamed now: a possible beginning of a stop string is held back until
         it is decided."""
-        end = len(self.text) if self.end is None else self.end
+        end = len(self.written) if self.end is None else self.end
         if self.finish_reason is None:
-            end -= max((_overlap(self.text, stop) for stop in self.sampling.stop), default=0)
-        text = self.text[self.num_emitted : end]
-        self.num_emitted = max(self.num_emitted, end)
+            end -= max((_overlap(self.written, stop) for stop in self.sampling.stop), default=0)
+        if end <= self.num_emitted:
+            return ""
+        text = self.written.since(self.num_emitted)[: end - self.num_emitted]
+        self.num_emitted = end
         return text
 
     def output(self) -> RequestOutput:
@@ -136,8 +147,7 @@ class Sequence:
         )
 
 
-def _overlap(text: str, stop: str) -> int:
+def _overlap(text: Text, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    return next(
-        (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0
-    )
+    end = text.since(len(text) - len(stop) + 1)
+    return next((n for n in range(len(end), 0, -1) if end.endswith(stop[:n])), 0)

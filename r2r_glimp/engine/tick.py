@@ -11,10 +11,11 @@ import torch
 from r2r_glimp.core import Model
 from r2r_glimp.engine.decider import Decider
 from r2r_glimp.engine.drafter import Drafter
-from r2r_glimp.engine.passes import Computed, Passes
+from r2r_glimp.engine.passes import Computed, Passes, sampled
+from r2r_glimp.engine.patience import Patience
 from r2r_glimp.engine.remote import RemoteTurns
 from r2r_glimp.engine.runner import Rows
-from r2r_glimp.engine.sampling import Stream, sample, token_logprob, uniform
+from r2r_glimp.engine.sampling import Stream, token_logprob, uniform
 from r2r_glimp.engine.scheduler import Scheduler
 from r2r_glimp.engine.sequence import Sequence
 from r2r_glimp.engine.writer import Writer
@@ -25,9 +26,7 @@ class Tick:
     """Admits, runs both models once at most, and has written what they say.
 
     Args:
-        scheduler, passes, decider, drafter, writer, remote: the engine's.
-        llm_min_batch: the LLM runs when this many rows wait for it,
-        llm_max_wait: or when one has waited this many ticks, or when the SLM has nothing to do.
+        scheduler, passes, decider, drafter, writer, remote, patience: the engine's.
     """
 
     def __init__(
@@ -39,8 +38,7 @@ class Tick:
         drafter: Drafter,
         writer: Writer,
         remote: RemoteTurns,
-        llm_min_batch: int,
-        llm_max_wait: int,
+        patience: Patience,
     ) -> None:
         self.scheduler = scheduler
         self.passes = passes
@@ -48,8 +46,7 @@ class Tick:
         self.drafter = drafter
         self.writer = writer
         self.remote = remote
-        self.llm_min_batch = llm_min_batch
-        self.llm_max_wait = llm_max_wait
+        self.patience = patience
 
     def run(self) -> None:
         """One tick."""
@@ -59,29 +56,32 @@ class Tick:
         if self.remote.has(Model.SLM):
             self.remote.ask(Model.SLM, slm)
         elif slm:
+            self.patience.count(Model.SLM, slm)
             self._advance(Model.SLM, slm)
         llm = [s for s in running if s.policy.turn is Turn.LLM and s.pending is None]
         if self.remote.has(Model.LLM):
             self.remote.ask(Model.LLM, llm)
-        elif llm and (
-            len(llm) == len(running)
-            or len(llm) >= self.llm_min_batch
-            or max(s.ticks_waiting for s in llm) >= self.llm_max_wait
-        ):
-            self.drafter.draft(llm)
-            # Drafting may have ended or preempted some.
-            self._advance(Model.LLM, [s for s in llm if s.finish_reason is None])
-        else:
-            for sequence in llm:
-                sequence.ticks_waiting += 1
+        elif llm:
+            self._let_llm_write(llm, len(running) - len(llm))
         self.remote.write(running, idle=all(s.pending is not None for s in running))
+
+    def _let_llm_write(self, waiting: list[Sequence], num_others: int) -> None:
+        """Run the LLM over the sequences that wait for it, unless more are worth waiting for."""
+        if self.patience.waits(waiting, num_others):
+            for sequence in waiting:
+                sequence.ticks_waiting += 1
+            return
+        self.patience.count(Model.LLM, waiting)
+        self.drafter.draft(waiting)
+        # Drafting may have ended or preempted some.
+        self._advance(Model.LLM, [s for s in waiting if s.finish_reason is None])
 
     def _advance(self, model: Model, candidates: list[Sequence]) -> None:
         """Run one model over as many of the sequences as fit a forward pass; write what it says."""
         for sequence in candidates:
             self.writer.sync(sequence, model)
         ready: list[tuple[Sequence, range]] = []
-        batch, rows = self.passes.run(model, candidates)
+        batch, rows = self.passes.run(model, candidates, Stream(model))
         for one in batch:
             sequence, picked = one.sequence, one.wanted
             if model is Model.LLM and sequence.traces_llm:
@@ -97,8 +97,7 @@ class Tick:
     def _choose(self, model: Model, ready: list[tuple[Sequence, range]], rows: Rows) -> None:
         """Sample from each sequence's rows; the SLM's proposals at decision points are scored
         first."""
-        index = [i for _, picked in ready for i in picked]
-        logits_RV = rows.logits_RV[index]
+        rows = rows.pick([i for _, picked in ready for i in picked])
         stream = Stream(model)
         params = [s.sampling for s, picked in ready for _ in picked]
         draws = [
@@ -106,17 +105,15 @@ class Tick:
             for s, picked in ready
             for i in range(len(picked))
         ]
-        sampled = sample(logits_RV, params, draws)
+        tokens = sampled(rows, params, draws)
         deferred: set[int] = set()
         if model is Model.SLM:
-            layers = {layer: hidden_RH[index] for layer, hidden_RH in rows.layers.items()}
-            proposals = Rows(rows.hidden_RH[index], logits_RV, layers)
-            deferred = self.decider.deferred([s for s, _ in ready], sampled, proposals)
+            deferred = self.decider.deferred([s for s, _ in ready], tokens, rows)
         offset = 0
         for i, (sequence, picked) in enumerate(ready):
             first, offset = offset, offset + len(picked)
             if i not in deferred:
-                self._write(sequence, model, sampled[first:offset], logits_RV[first:offset])
+                self._write(sequence, model, tokens[first:offset], rows.logits_RV[first:offset])
 
     def _write(
         self, sequence: Sequence, model: Model, tokens: list[int], logits_RV: torch.Tensor

@@ -117,12 +117,12 @@ class Writer:
         """With two tokenizers: give a model's timeline the text the other one wrote since it last
         ran."""
         timeline = sequence.timelines[model]
-        if sequence.shared or timeline.num_chars == len(sequence.text):
+        if sequence.shared or timeline.num_chars == len(sequence.written):
             return
-        text = sequence.text[timeline.num_chars :]
+        text = sequence.written.since(timeline.num_chars)
         ids = self.pair[model].tokenizer.encode(text, add_special_tokens=False)
         timeline.tokens += ids
-        timeline.num_chars = len(sequence.text)
+        timeline.num_chars = len(sequence.written)
         for token in ids:
             sequence.detokenizers[model].append(token)
 
@@ -147,8 +147,8 @@ class Writer:
             return "stop"
         detokenizer = sequence.detokenizers[model]
         text = detokenizer.append(token)
-        sequence.text += text
-        sequence.timelines[model].num_chars = len(sequence.text)
+        sequence.written.append(text)
+        sequence.timelines[model].num_chars = len(sequence.written)
         sequence.policy.append(model, text, complete=detokenizer.complete)
         sequence.end = sequence.find_stop(len(text))
         if sequence.end is not None:
@@ -165,7 +165,7 @@ class Writer:
             sequence.pending.future.cancel()
         if sequence.end is None:
             last = sequence.sources[-1] if sequence.sources else Model.SLM
-            sequence.text += sequence.detokenizers[last].flush()
+            sequence.written.append(sequence.detokenizers[last].flush())
         sequence.finish_reason = reason
         self.scheduler.remove(sequence, forget=reason == "error")
         self._warn_undelimited(sequence)

@@ -95,7 +95,7 @@ class Oracle:
         )
         for search, output in zip(searches, outputs, strict=True):
             search.output = output
-            search.done = self.task.grade(search.question, output.text) == "right"
+            search.done = self.task.grade(search.question, output.text).grade == "right"
             fixed = search.deferred[-1] if search.deferred else -1
             search.places = [
                 d.position
@@ -143,5 +143,5 @@ class Oracle:
         verdicts = []
         for search, prefix, output in zip(searches, prefixes, outputs, strict=True):
             text = str(tokenizer.decode(prefix + output.token_ids, skip_special_tokens=False))
-            verdicts.append(self.task.grade(search.question, text) == "right")
+            verdicts.append(self.task.grade(search.question, text).grade == "right")
         return verdicts

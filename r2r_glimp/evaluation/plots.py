@@ -45,13 +45,11 @@ def _draw(axes: Any, summary: Summary, granularity: str, field: str, label: str)
         x = [getattr(row, field) for row in rows]
         y = [row.accuracy for row in rows]
         axes.plot(x, y, marker="o", markersize=4, color=f"C{color}", label=router)
-        axes.fill_between(
-            x,
-            [row.accuracy_low for row in rows],
-            [row.accuracy_high for row in rows],
-            color=f"C{color}",
-            alpha=0.15,
-        )
+        low, high = [r.accuracy_low for r in rows], [r.accuracy_high for r in rows]
+        if len(rows) > 1:
+            axes.fill_between(x, low, high, color=f"C{color}", alpha=0.15)
+        else:
+            axes.vlines(x, low, high, color=f"C{color}", alpha=0.5)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy")
     axes.set_title(f"{summary.task}, routed per {granularity}")

@@ -3,6 +3,7 @@
 OUT/run.json                 what decides the texts; written once, another one is refused
 OUT/samples/SYSTEM.jsonl     a line per answered question and repeat, appended as they finish
 OUT/thresholds.json          what was found for the wanted shares
+OUT/seconds.json             how long each system took, over all runs
 OUT/summary.json, .md, *.png the tables and plots, made anew at every end
 """
 
@@ -17,14 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from r2r_glimp.core import DataError, UsageError
-from r2r_glimp.evaluation.task import Grade
+from r2r_glimp.evaluation.grading.grader import Grade
 
-_OWN = ("run.json", "thresholds.json", "samples", "summary.json", "summary.md")
+_OWN = (
+    "run.json", "thresholds.json", "seconds.json", "samples", "summary.json", "summary.md",
+    "share-*.png", "parameters-*.png",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One answered question. Counts are tokens unless named otherwise."""
+    """One answered question. Counts are tokens unless named otherwise; `note` is the grader's,
+    `error` says why there is no answer, or no grade."""
 
     id: str
     repeat: int
@@ -40,7 +45,9 @@ class Sample:
     slm_computed: int
     llm_computed: int
     text: str
+    note: str | None = None
     error: str | None = None
+    elapsed_s: float = 0.0
 
 
 class Store:
@@ -78,8 +85,7 @@ class Store:
         """
         path = self.out / "run.json"
         if overwrite:
-            for name in _OWN:
-                target = self.out / name
+            for target in [path for name in _OWN for path in self.out.glob(name)]:
                 if target.is_dir():
                     shutil.rmtree(target)
                 else:
@@ -124,6 +130,10 @@ class Store:
             found[sample.id, sample.repeat] = sample
         return found
 
+    def answered(self, slug: str) -> dict[tuple[str, int], Sample]:
+        """The samples that need not be asked for again: those without an error."""
+        return {key: s for key, s in self.samples(slug).items() if s.error is None}
+
     @contextmanager
     def writer(self, slug: str) -> Iterator["SampleWriter"]:
         """Appends samples of a system, each a whole line."""
@@ -134,6 +144,17 @@ class Store:
         """Thresholds found earlier, by `ROUTER/granularity@share`."""
         path = self.out / "thresholds.json"
         return _read_json(path) if path.exists() else {}
+
+    def seconds(self) -> dict[str, float]:
+        """How long each system has taken so far, by its file's name."""
+        path = self.out / "seconds.json"
+        return _read_json(path) if path.exists() else {}
+
+    def add_seconds(self, slug: str, seconds: float) -> None:
+        """Count a run's time for a system."""
+        known = self.seconds()
+        known[slug] = round(known.get(slug, 0.0) + seconds, 3)
+        self.write("seconds.json", json.dumps(known, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """A file, whole or not at all."""

@@ -10,8 +10,11 @@ Its keys:
 
 import math
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +40,13 @@ def library_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def command_line(module: str) -> str:
+    """The command that made this, as somebody else would type it."""
+    program = Path(sys.argv[0]).name
+    words = [program] if program == "r2r-glimp" else ["python", "-m", module]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -203,11 +203,13 @@ def _publish(
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """Turns what the Hub client raises into a CheckpointError of one line with the repository."""
+    from huggingface_hub.utils import httpx  # whichever of its kinds the client uses
+
     try:
         yield
     except R2RGlimpError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         what = repo_id if revision is None else f"{repo_id} at revision {revision}"
         raise CheckpointError(f"{what}: {_reason(error)}") from error
 
@@ -224,7 +226,10 @@ def _reason(error: Exception) -> str:
         ((errors.LocalTokenNotFoundError,), "no Hub token: `hf auth login` or HF_TOKEN"),
         ((errors.HfHubHTTPError,), f"the Hub refused: {one_line(error)}"),
         ((errors.LocalEntryNotFoundError,), "not in the cache, and the Hub cannot be reached"),
-        ((httpx.HTTPError, ConnectionError, TimeoutError), "the Hub cannot be reached"),
+        (
+            (httpx.HTTPError, ConnectionError, TimeoutError),
+            "the Hub cannot be reached: try again with a network (--dry_run needs none)",
+        ),
     ]
     return next((text for kinds, text in reasons if isinstance(error, kinds)), one_line(error))
 

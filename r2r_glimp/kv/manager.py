@@ -101,6 +101,11 @@ class KVManager:
         pool.free(timeline.blocks)
         timeline.blocks = array("i")
 
+    def forget_all(self) -> None:
+        """Empty the prefix cache: what is measured next shall not find what was computed before."""
+        for pool in self.pools:
+            pool.forget_all()
+
     def check_integrity(self, timelines: list[tuple[Timeline, Model]]) -> None:
         """Assert every pool's invariants against the live timelines; each distinct timeline is
         named once."""

@@ -83,6 +83,11 @@ class BlockPool:
             self._hashes[block] = None
         self._filled[block] = 0
 
+    def forget_all(self) -> None:
+        """Make every block that nobody holds unmatchable and empty."""
+        for block in self._free:
+            self.forget(block)
+
     def fill(self, block: int, plane: int) -> None:
         """Plane `plane` now holds every token of the block."""
         self._filled[block] |= 1 << plane

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.distributed import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
@@ -28,6 +29,7 @@ from r2r_glimp.core import CheckpointError, EngineError
 from r2r_glimp.models.adapters import check_adapter, merge_adapter
 from r2r_glimp.models.files import check_model_folder
 from r2r_glimp.models.fingerprint import Fingerprint, hash_files, hash_values
+from r2r_glimp.models.placement import check_dtype
 from r2r_glimp.models.source import locate, one_line
 from r2r_glimp.models.vocabulary import tokenizer_sha256
 
@@ -47,6 +49,7 @@ def load_model(
     revision: str | None = None,
     adapters: Sequence[str] = (),
     trust_remote_code: bool = False,
+    num_processes: int = 1,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Fingerprint]:
     """A causal language model, its tokenizer and its fingerprint.
 
@@ -57,6 +60,7 @@ def load_model(
         revision: branch, tag or commit of a Hub repository.
         adapters: LoRA adapters (folders or Hub ids), merged in this order.
         trust_remote_code: run Python code that comes with the model.
+        num_processes: split it over so many, of which this is one (tensor parallel).
 
     Raises:
         UsageError: an argument makes no sense, or a package is not installed.
@@ -69,8 +73,11 @@ def load_model(
     for adapter_folder in adapter_folders:
         check_adapter(adapter_folder)
     config = _load_config(folder, trust_remote_code)
+    said = getattr(config.get_text_config(), "dtype", None) if dtype == "auto" else dtype
+    if isinstance(said, torch.dtype):
+        check_dtype(device, said)
     tokenizer = _load_tokenizer(folder, config, trust_remote_code)
-    model = _load_weights(folder, config, device, dtype, trust_remote_code)
+    model = _load_weights(folder, config, device, dtype, trust_remote_code, num_processes)
     for adapter_folder in adapter_folders:
         model = merge_adapter(model, adapter_folder)
     digest = hash_files(weights)
@@ -162,17 +169,21 @@ def _load_weights(
     device: torch.device,
     dtype: torch.dtype | str,
     trust_remote_code: bool,
+    num_processes: int,
 ) -> PreTrainedModel:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not trust_remote_code:
         raise CheckpointError(f"{folder} is a {config.model_type} model, no causal language model")
     # straight to the GPU where accelerate allows it: a large model may not fit the host's memory
     placed = device.type != "cpu" and is_accelerate_available()
+    placement: dict[str, Any] = {"device_map": {"": device} if placed else None}
+    if num_processes > 1:  # each takes its part to its device
+        placement = {"distributed_config": DistributedConfig(tp_size=num_processes)}
     with _one_line(f"{folder} cannot be loaded (transformers {version('transformers')})"), _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             config=config,
             dtype=dtype,
-            device_map={"": device} if placed else None,
+            **placement,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in the report, with their names
             output_loading_info=True,
@@ -181,7 +192,9 @@ def _load_weights(
         )
         model, report = loaded
         _refuse_guesses(report, folder, type(model).__name__)
-        return model.to(device).eval().requires_grad_(False)
+        if num_processes == 1:
+            model = model.to(device)
+        return model.eval().requires_grad_(False)
 
 
 def _refuse_guesses(report: dict[str, Any], folder: Path, architecture: str) -> None:

@@ -12,7 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from r2r_glimp.core import CheckpointError, Model, UsageError
 from r2r_glimp.models.fingerprint import Fingerprint
 from r2r_glimp.models.loading import load_model, make_fingerprint, require_fast
-from r2r_glimp.models.placement import per_model, resolve_device, resolve_dtype
+from r2r_glimp.models.placement import (
+    SPLIT,
+    per_model,
+    process_device,
+    resolve_device,
+    resolve_dtype,
+    split_processes,
+)
 from r2r_glimp.models.presets import read_preset
 from r2r_glimp.models.remote import RemoteModel
 from r2r_glimp.models.vocabulary import same_vocabulary
@@ -53,6 +60,11 @@ class LoadedModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other processes hold parts of it."""
+        return (getattr(self.model, "tp_size", None) or 1) > 1
 
     @property
     def context_length(self) -> int:
@@ -155,7 +167,8 @@ class ModelPair:
             slm: folder or Hub id of the small model; or where its server is: a `RemoteSpec`, a
                 mapping of its fields, or `URL#MODEL`.
             llm: the same of the large model.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, cpu, cuda or cuda:N; for the LLM also `tp`, split over the processes that
+                torchrun started (tensor parallel, as the model's own plan says).
             dtype: auto (what the checkpoint says), float32, bfloat16 or float16.
             revision: branch, tag or commit of a Hub repository.
             slm_adapters: LoRA adapters (folders or Hub ids) merged into the small model, in order.
@@ -168,7 +181,17 @@ class ModelPair:
             EngineError: a device has too little memory, or a server does not answer.
         """
         specs = [_remote(one, m) for one, m in zip((slm, llm), Model, strict=True)]
-        devices = [resolve_device(d) for d in per_model("device", device, "auto")]
+        asked = per_model("device", device, "auto")
+        num_processes = 1
+        if SPLIT in asked:
+            if asked[0] == SPLIT or llm_adapters or specs[Model.LLM] is not None:
+                raise UsageError(
+                    f"device={SPLIT!r} is for an LLM that is computed here, without adapters: "
+                    f"device=auto,{SPLIT} splits it over the processes of torchrun"
+                )
+            num_processes = split_processes()
+            asked = (process_device(), process_device())
+        devices = [resolve_device(d) for d in asked]
         dtypes = [resolve_dtype(d) for d in per_model("dtype", dtype, "auto")]
         revisions = per_model("revision", revision, None)
         names = [
@@ -189,8 +212,13 @@ class ModelPair:
         def load(model: Model, other: PreTrainedTokenizerFast | None) -> AnyModel:
             spec = specs[model]
             if spec is None:
-                name, code = names[model], trust_remote_code
-                return LoadedModel(*load_model(name, trust_remote_code=code, **wanted[model]))
+                loaded = load_model(
+                    names[model],
+                    trust_remote_code=trust_remote_code,
+                    num_processes=num_processes if model is Model.LLM else 1,
+                    **wanted[model],
+                )
+                return LoadedModel(*loaded)
             if adapters[model]:
                 raise UsageError(f"{model.label}_adapters: {spec.url} must be started with them")
             return RemoteModel.connect(spec, other)
@@ -202,7 +230,7 @@ class ModelPair:
         else:
             here = load(Model.SLM, None)
             same = specs == [None, None] and _identity(names[0]) == _identity(names[1])
-            same = same and wanted[0] == wanted[1]
+            same = same and wanted[0] == wanted[1] and num_processes == 1
             pair = cls(slm=here, llm=here if same else load(Model.LLM, here.tokenizer))
         if isinstance(pair.slm, RemoteModel):
             pair.slm.check_logprobs()

@@ -1,5 +1,6 @@
 """Where a model goes (device), in which numbers (dtype), and one value that speaks for both."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,36 @@ def per_model(name: str, value: Any, default: Any) -> tuple[Any, Any]:
             raise UsageError(f"{name} has {len(value)} values: give one, or one for each model")
         return value[0], value[1]
     return value, value
+
+
+SPLIT = "tp"  # the LLM's device: all that torchrun gives
+
+
+def split_processes() -> int:
+    """Processes to split a model over: as many as torchrun started.
+
+    Raises:
+        UsageError: torchrun started none, or there are fewer GPUs.
+    """
+    count, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if count < 2:
+        raise UsageError(
+            f"device={SPLIT!r} splits the LLM over processes: start them by "
+            "torchrun --nproc_per_node N -m r2r_glimp ..."
+        )
+    if torch.cuda.is_available() and torch.cuda.device_count() < local:
+        raise UsageError(
+            f"torchrun started {local} processes here, but there are "
+            f"{torch.cuda.device_count()} GPUs: one for each"
+        )
+    return count
+
+
+def process_device() -> torch.device:
+    """The device of this process of torchrun."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
@@ -73,3 +104,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device={str(device)!r} was asked for, but there are {count} GPUs (cuda:0 on)"
         )
     return torch.device("cuda", index)
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UsageError if a device cannot compute in these numbers."""
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        raise UsageError(
+            f"bfloat16 is not to be had on {device} ({torch.cuda.get_device_name(device)}, compute "
+            f"capability {capability[0]}.{capability[1]}, it takes 8.0): use --dtype float16 or "
+            "float32"
+        )

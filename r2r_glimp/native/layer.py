@@ -1,7 +1,9 @@
-"""A whole decoder layer in two kernel calls, with the attention between them.
+"""Whole decoder layers in one kernel call, or one in two with the attention between them.
+
+    x ─▶ run_layers: all layers that follow each other, attention over the pages included
 
     x ─▶ before_attention: norm, q k v, their norms, rotary embedding
-      ─▶ the paged context of the call attends
+      ─▶ the paged context of the call attends: prompts, which torch attends to faster
       ─▶ after_attention: output projection, residual, norm, MLP, residual
 
 What a layer of the Llama kind (Llama, Qwen2, Qwen3, Mistral, ...) computes, rounded where the
@@ -18,9 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from r2r_glimp.attention.native import NativeBatch
 from r2r_glimp.attention.paged import LayerSpec, PagedContext
-from r2r_glimp.native.library import DecoderStruct, Library, load_library
+from r2r_glimp.native.library import DecoderStruct, Library
 
 
 class NativeLayer(nn.Module):
@@ -30,7 +34,8 @@ class NativeLayer(nn.Module):
         layer: the original; it is left as it is.
         index: its place.
         spec: what its attention asks for.
-        make_linear: packs a linear layer; see `NativeLinear`.
+        library: the kernels.
+        pack: packs its linear layers; see `NativeLinear`.
     """
 
     def __init__(
@@ -38,32 +43,41 @@ class NativeLayer(nn.Module):
         layer: Any,
         index: int,
         spec: LayerSpec,
-        make_linear: Callable[[nn.Linear], nn.Module],
+        library: Library,
+        pack: Callable[[list[nn.Linear], Library], list[nn.Module]],
     ) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self.index, self.spec = index, spec
-        self.qkv = make_linear(join([attention.q_proj, attention.k_proj, attention.v_proj]))
-        self.o = make_linear(attention.o_proj)
-        self.gate_up = make_linear(join([mlp.gate_proj, mlp.up_proj]))
-        self.down = make_linear(mlp.down_proj)
+        self.index, self.spec, self.library = index, spec, library
+        qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
+        gate_up = join([mlp.gate_proj, mlp.up_proj])
+        self.qkv, self.o, self.gate_up, self.down = pack(
+            [qkv, attention.o_proj, gate_up, mlp.down_proj], library
+        )
         self.norm_1, self.norm_2 = layer.input_layernorm, layer.post_attention_layernorm
         self.q_norm = getattr(attention, "q_norm", None)
         self.k_norm = getattr(attention, "k_norm", None)
         self.num_heads = attention.q_proj.out_features // spec.head_dim
-        linears = ("qkv", "o", "gate_up", "down")
         norms = {"norm_1": "eps_1", "norm_2": "eps_2", "q_norm": "q_eps", "k_norm": "k_eps"}
         self._struct = DecoderStruct(
-            hidden=attention.q_proj.in_features,
             heads=self.num_heads,
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
-            inner=mlp.down_proj.in_features,
-            **{name: getattr(self, name).packed.data_ptr() for name in linears},
-            **{f"{name}_bias": _pointer(getattr(self, name).bias) for name in linears},
+            **{name: getattr(self, name).struct for name in ("qkv", "o", "gate_up", "down")},
             **{name: _pointer(_weight(getattr(self, name))) for name in norms},
             **{eps: norm_eps(getattr(self, name)) or 0.0 for name, eps in norms.items()},
         )
+        self.link([self])
+
+    def link(self, run: list["NativeLayer"]) -> None:
+        """Let this layer compute those that follow it too.
+
+        Args:
+            run: this one and the others, neighbours in the model: each reads what the one before
+                it gives, and the same rotary embedding.
+        """
+        self._run = run
+        self._structs = (DecoderStruct * len(run))(*(layer._struct for layer in run))
 
     def forward(
         self,
@@ -73,12 +87,32 @@ class NativeLayer(nn.Module):
         paged: PagedContext,
         **_: Any,
     ) -> Tensor:
-        library = load_library()
-        assert isinstance(library, Library) and hidden_states.dtype is torch.bfloat16
-        x, spec = hidden_states.contiguous(), self.spec
+        assert hidden_states.dtype is torch.bfloat16
+        if not isinstance(paged, NativeBatch) or paged.long:
+            return self._one(hidden_states, position_embeddings, paged)
+        if self.index < paged.num_run:
+            return hidden_states  # an earlier one has computed it
+        # A layer that somebody looks at ends a run, so that its output is there to be seen.
+        ends = (i for i, layer in enumerate(self._run, start=1) if layer._forward_hooks)
+        count = next(ends, len(self._run))
+        for layer in self._run[:count]:
+            paged.backend.fill(layer.index, layer.spec, layer.num_heads)
+        x = hidden_states.clone(memory_format=torch.contiguous_format)
+        cos, sin = (table.contiguous() for table in position_embeddings)
+        paged.run_layers(ctypes.addressof(self._structs), self.index, count, x, cos, sin)
+        return x
+
+    def _one(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        paged: PagedContext,
+    ) -> Tensor:
+        """This layer alone; the context attends."""
+        x, spec, library = hidden_states.contiguous(), self.spec, self.library
         cos, sin = (table.contiguous() for table in position_embeddings)
         length, threads = x.shape[1], torch.get_num_threads()
-        struct = ctypes.byref(self._struct)
+        struct = ctypes.addressof(self._struct)
         heads = (self.num_heads, spec.kv_heads, spec.kv_heads)
         qkv = x.new_empty(length, sum(heads), spec.head_dim)
         library.before_attention(
@@ -92,6 +126,43 @@ class NativeLayer(nn.Module):
             struct, x.data_ptr(), attended_TQD.data_ptr(), out.data_ptr(), length, threads
         )
         return out
+
+
+def link_runs(model: PreTrainedModel, layers: list[NativeLayer]) -> None:
+    """Let layers that follow each other be computed in one call.
+
+    One pass over two tokens tells which do: those that are given the very tensor that the one
+    before them returned, and the very same rotary embedding.
+    """
+    seen: list[tuple[NativeLayer, Tensor, Tensor, Tensor]] = []  # layer, input, cos, output
+
+    def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        assert isinstance(layer, NativeLayer)
+        given = args[0] if args else kwargs["hidden_states"]
+        seen.append((layer, given, kwargs["position_embeddings"][0], output))
+
+    hooks = [layer.register_forward_hook(look, with_kwargs=True) for layer in layers]
+    try:
+        with torch.inference_mode():
+            model(
+                input_ids=torch.zeros((1, 2), dtype=torch.long),
+                position_ids=torch.arange(2).unsqueeze(0),
+                use_cache=False,
+                paged=_Plain(),
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    runs: list[list[NativeLayer]] = []
+    for i, (layer, given, cos, _) in enumerate(seen):
+        before, cos_before, output = seen[i - 1][0], seen[i - 1][2], seen[i - 1][3]
+        neighbours = i > 0 and layer.index == before.index + 1
+        if not (neighbours and given is output and cos is cos_before):
+            runs.append([])
+        runs[-1].append(layer)
+    for run in runs:
+        for i, layer in enumerate(run):
+            layer.link(run[i:])
 
 
 def join(linears: list[nn.Linear]) -> nn.Linear:
@@ -117,7 +188,8 @@ def find_layer(
     layer: nn.Module,
     index: int,
     spec: LayerSpec,
-    make_linear: Callable[[nn.Linear], nn.Module],
+    library: Library,
+    pack: Callable[[list[nn.Linear], Library], list[nn.Module]],
 ) -> NativeLayer | None:
     """The layer as a native one, None where that would compute something else."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
@@ -139,7 +211,7 @@ def find_layer(
     for group in ((q, k, v), (gate, up)):
         if len({linear.bias is None for linear in group}) > 1:  # type: ignore[union-attr]
             return None
-    candidate = NativeLayer(layer, index, spec, make_linear)
+    candidate = NativeLayer(layer, index, spec, library, pack)
     return candidate if _same(layer, candidate, spec) else None
 
 

@@ -10,6 +10,7 @@ original gives on random input. Weights are packed once and the plain ones let g
 that are an embedding too.
 """
 
+import ctypes
 from collections import Counter
 from collections.abc import Iterator
 
@@ -18,26 +19,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from r2r_glimp.attention.paged import LayerSpec
-from r2r_glimp.native.layer import NativeLayer, find_layer, join, norm_eps
-from r2r_glimp.native.library import SUFFIXES, Library, load_library
+from r2r_glimp.native.layer import NativeLayer, find_layer, join, link_runs, norm_eps
+from r2r_glimp.native.library import SUFFIXES, Library, LinearStruct
 
 
-def accelerate(model: PreTrainedModel, layers: list[LayerSpec]) -> str:
+def accelerate(model: PreTrainedModel, layers: list[LayerSpec], library: Library | None) -> str:
     """Exchange what can be, in place; a second call changes nothing.
 
     Args:
         model: on the CPU, under paged attention.
         layers: what its layers ask of the attention, in order.
+        library: the kernels, if there are any.
 
     Returns:
         What computes the model now, for people: `native layer (28), native linear (1), ...`.
     """
-    library = load_library()
     if isinstance(library, Library) and model.dtype in SUFFIXES:
         if library.has_linear and model.dtype is torch.bfloat16:
             _exchange_layers(model, layers, library)
         for parent, name, module in _children(model):
-            if candidate := _norm(module, model.dtype) or _mlp(module, library):
+            if candidate := _norm(module, model.dtype, library) or _mlp(module, library):
                 if _same(module, candidate, model.dtype):
                     setattr(parent, name, candidate)
     shared = _embedding_weights(model)
@@ -47,13 +48,27 @@ def accelerate(model: PreTrainedModel, layers: list[LayerSpec]) -> str:
     return _describe(model)
 
 
+def _pack_together(linears: list[nn.Linear], library: Library) -> list[nn.Module]:
+    """Linear layers of which one is read after the other: one piece of memory."""
+    sizes = [packed_size(linear) for linear in linears]
+    parts = library.empty(sum(sizes), torch.bfloat16).split(sizes)
+    return [
+        NativeLinear(linear, library, packed=part)
+        for linear, part in zip(linears, parts, strict=True)
+    ]
+
+
 def _exchange_layers(model: PreTrainedModel, layers: list[LayerSpec], library: Library) -> None:
     stack = getattr(model.base_model, "layers", None)
     if not isinstance(stack, nn.ModuleList) or len(stack) != len(layers):
         return
+    found = []
     for i, spec in enumerate(layers):
-        if native := find_layer(stack[i], i, spec, lambda one: NativeLinear(one, library)):
+        if native := find_layer(stack[i], i, spec, library, _pack_together):
             stack[i] = native
+            found.append(native)
+    if found:
+        link_runs(model, found)
 
 
 class _Packed(nn.Module):
@@ -69,33 +84,55 @@ class _Packed(nn.Module):
 
 
 class NativeLinear(_Packed):
-    """bf16 products by the kernels; see kernels.cpp for the order of the weight."""
+    """bf16 products by the kernels; see products.h for the order of the weight.
+
+    Args:
+        linear: it is left as it is.
+        library: the kernels.
+        keep: its weight is an embedding too, and stays beside the packed one.
+        packed: where the packed weight goes, `packed_size` numbers; by default new memory.
+    """
 
     packed: Tensor
 
-    def __init__(self, linear: nn.Linear, library: Library, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        library: Library,
+        *,
+        keep: bool = False,
+        packed: Tensor | None = None,
+    ) -> None:
         super().__init__(linear, keep=keep)
+        self.library = library
         outputs, inputs = linear.weight.shape
-        packed = linear.weight.new_empty(-(-outputs // 32) * 32 * inputs)
+        if packed is None:
+            packed = library.empty(packed_size(linear), torch.bfloat16)
         weight = linear.weight.detach().contiguous()
-        library.pack_linear(weight.data_ptr(), packed.data_ptr(), outputs, inputs)
+        library.pack_linear(
+            weight.data_ptr(), packed.data_ptr(), outputs, inputs, torch.get_num_threads()
+        )
         self.register_buffer("packed", packed, persistent=False)
+        bias = None if self.bias is None else self.bias.data_ptr()
+        self.struct = LinearStruct(packed.data_ptr(), bias, outputs, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.dtype is torch.bfloat16
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], self.out_features)
-        _library().linear(
+        self.library.linear(
+            ctypes.addressof(self.struct),
             x.data_ptr(),
-            self.packed.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(),
             out.data_ptr(),
             x.numel() // self.in_features,
-            self.out_features,
-            self.in_features,
             torch.get_num_threads(),
         )
         return out
+
+
+def packed_size(linear: nn.Linear) -> int:
+    """Numbers of a linear layer's packed weight: outputs in panels of 32."""
+    return -(-linear.out_features // 32) * 32 * linear.in_features
 
 
 class MkldnnLinear(_Packed):
@@ -118,15 +155,15 @@ class MkldnnLinear(_Packed):
 class NativeRMSNorm(nn.Module):
     """weight * x / rms(x), rounded like the models' own: [..., H] to [..., H]."""
 
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, library: Library) -> None:
         super().__init__()
-        self.weight, self.eps = weight, eps
+        self.weight, self.eps, self.library = weight, eps, library
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
         width = x.shape[-1]
-        _library().rms_norm[x.dtype](
+        self.library.rms_norm[x.dtype](
             x.data_ptr(),
             self.weight.data_ptr(),
             out.data_ptr(),
@@ -141,8 +178,9 @@ class NativeRMSNorm(nn.Module):
 class NativeMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), [..., H] to [..., H]."""
 
-    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> None:
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, library: Library) -> None:
         super().__init__()
+        self.library = library
         self.gate_up = join([gate, up])
         self.down_proj = down
 
@@ -151,16 +189,10 @@ class NativeMLP(nn.Module):
         width = gate_up.shape[-1] // 2
         out = gate_up.new_empty(*gate_up.shape[:-1], width)
         rows = out.numel() // width
-        _library().silu_mul[x.dtype](
+        self.library.silu_mul[x.dtype](
             gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads()
         )
         return self.down_proj(out)
-
-
-def _library() -> Library:
-    library = load_library()
-    assert isinstance(library, Library)
-    return library
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -168,11 +200,11 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     yield from [(p, name, m) for p in model.modules() for name, m in p.named_children()]
 
 
-def _norm(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+def _norm(module: nn.Module, dtype: torch.dtype, library: Library) -> nn.Module | None:
     eps = None if isinstance(module, NativeRMSNorm) else norm_eps(module)
     if eps is None or module.weight.dtype is not dtype:
         return None
-    return NativeRMSNorm(module.weight, eps)  # type: ignore[arg-type]
+    return NativeRMSNorm(module.weight, eps, library)  # type: ignore[arg-type]
 
 
 def _mlp(module: nn.Module, library: Library) -> nn.Module | None:
@@ -182,7 +214,7 @@ def _mlp(module: nn.Module, library: Library) -> nn.Module | None:
     gate, up, down = parts
     if gate.weight.shape != up.weight.shape or (gate.bias is None) != (up.bias is None):  # type: ignore[union-attr]
         return None
-    return NativeMLP(gate, up, down)  # type: ignore[arg-type]
+    return NativeMLP(gate, up, down, library)  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -206,7 +238,7 @@ def _embedding_weights(model: nn.Module) -> set[int]:
     return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
 
-def _linear(linear: nn.Linear, library: Library | str, *, keep: bool) -> nn.Module:
+def _linear(linear: nn.Linear, library: Library | None, *, keep: bool) -> nn.Module:
     dtype, even = linear.weight.dtype, linear.in_features % 2 == 0
     if isinstance(library, Library) and library.has_linear and dtype is torch.bfloat16 and even:
         return NativeLinear(linear, library, keep=keep)
@@ -236,9 +268,17 @@ _NAMES: dict[type, str] = {
 }
 
 
+def native_level(model: nn.Module) -> str | None:
+    """What multiplies bf16 in layers that were exchanged: a level of the library, None if none."""
+    return next((m.library.level for m in model.modules() if isinstance(m, NativeLinear)), None)
+
+
 def _describe(model: nn.Module) -> str:
     inside = {id(m) for n in model.modules() if isinstance(n, NativeLayer) for m in n.modules()}
     inside -= {id(n) for n in model.modules() if isinstance(n, NativeLayer)}
     outside = (module for module in model.modules() if id(module) not in inside)
     counts = Counter(_NAMES.get(type(module)) for module in outside)
-    return ", ".join(f"{name} ({counts[name]})" for name in _NAMES.values() if counts[name])
+    parts = [f"{name} ({counts[name]})" for name in _NAMES.values() if counts[name]]
+    if level := native_level(model):
+        parts.append(f"products by {level}")
+    return ", ".join(parts)

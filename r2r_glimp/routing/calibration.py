@@ -255,7 +255,7 @@ def parse_count(text: str | float) -> float:
 
 def format_count(value: float) -> str:
     """A number of parameters for people: `1.54B`, `127K`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}"

@@ -183,6 +183,7 @@ class MLPRouter(Router):
     """
 
     name = "mlp"
+    capturable = True
 
     def __init__(
         self,

@@ -68,12 +68,15 @@ class Route:
             raise UsageError(
                 f"token granularity needs one vocabulary, and {apart}: use --granularity step"
             )
-        answer_by = params.answer_by or (
-            "llm" if granularity == "step" and not baseline else "router"
-        )
+        answer_by = params.answer_by or ("router" if baseline else default_answer_by(granularity))
         guard = not baseline if params.repetition_guard is None else params.repetition_guard
         threshold = router.threshold(granularity) if params.threshold is None else params.threshold
         return cls(router, granularity, threshold, answer_by, guard, params)
+
+
+def default_answer_by(granularity: Granularity) -> AnswerBy:
+    """Who writes what follows the thinking where a request does not say."""
+    return "llm" if granularity == "step" else "router"
 
 
 class Policy:
@@ -176,7 +179,8 @@ class Policy:
         """
         self.num_generated += 1
         self.num_llm += source is Model.LLM
-        self._step_text += text
+        if self.section != "answer" or self._opening:  # an answer is looked at while it opens
+            self._step_text += text
         if self.section == "answer":
             self._skip_opening()
         elif self.section == "preamble":
@@ -201,7 +205,8 @@ class Policy:
 
     def _skip_opening(self) -> None:
         """Count an opening token; any content ends the opening."""
-        self._opening = 0 if self._step_text.strip() else max(0, self._opening - 1)
+        if self._opening:
+            self._opening = 0 if self._step_text.strip() else self._opening - 1
 
     def _append_preamble(self) -> None:
         assert self.tags is not None

@@ -24,6 +24,8 @@ class Router:
         hidden_layer: the SLM's layer whose output it looks at, counted from 1; None for the last
             hidden state, after the final norm.
         traffic: what requests were like when it was calibrated, to notice that they change.
+        capturable: `score` is made of tensors alone, on the SLM's device, and reads nothing back:
+            it can be part of a CUDA graph.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Router:
     constant: Model | None = None
     hidden_layer: int | None = None
     traffic: Traffic | None = None
+    capturable: bool = False
 
     def threshold(self, granularity: Granularity) -> float:
         """The threshold used where a request names none."""
@@ -66,6 +69,7 @@ class EntropyRouter(Router):
     """
 
     name = "entropy"
+    capturable = True
 
     def __init__(self, top_k: int | None = None) -> None:
         if top_k is not None and top_k < 2:
@@ -85,6 +89,7 @@ class MarginRouter(Router):
     """1 - (p1 - p2) of the SLM's two likeliest tokens."""
 
     name = "margin"
+    capturable = True
 
     def score(self, signals: Signals) -> Tensor:
         return margin(signals.logits_NV)
@@ -95,6 +100,7 @@ class RandomRouter(Router):
     share."""
 
     name = "random"
+    capturable = True
 
     def threshold(self, granularity: Granularity) -> float:
         return 0.1
@@ -103,7 +109,7 @@ class RandomRouter(Router):
         return share
 
     def score(self, signals: Signals) -> Tensor:
-        return torch.tensor(signals.uniforms, dtype=torch.float64)
+        return torch.as_tensor(signals.uniforms, dtype=torch.float64)
 
     def defers(self, score: float, threshold: float) -> bool:
         return score < threshold

@@ -18,7 +18,8 @@ class Signals:
         logits_NV: next-token logits as the model gave them (no temperature).
         candidates_N: the token the SLM proposes (sampled, or the argmax), int64.
         positions: position of that token among the generated tokens of its sequence.
-        uniforms: one number in [0, 1) per row, a function of the request's seed and the position.
+        uniforms: one number in [0, 1) per row, a function of the request's seed and the position;
+            a tensor inside a CUDA graph.
         layers: hidden states that routers asked for by `hidden_layer`, [N, H] each.
     """
 
@@ -26,7 +27,7 @@ class Signals:
     logits_NV: Tensor
     candidates_N: Tensor
     positions: list[int]
-    uniforms: list[float]
+    uniforms: list[float] | Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Signals:
             self.logits_NV[index],
             self.candidates_N[index],
             [self.positions[i] for i in indices],
-            [self.uniforms[i] for i in indices],
+            [float(self.uniforms[i]) for i in indices],
             {layer: hidden_NH[index] for layer, hidden_NH in self.layers.items()},
         )
 

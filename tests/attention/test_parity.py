@@ -21,6 +21,13 @@ FAMILIES = (
     "granite olmo2 smollm3 cohere2 gpt_neox gpt2 opt mixtral gemma3_text deepseek_v3"
 ).split()
 NUM_TOKENS = 24
+PATHS = [
+    *((torch.device("cpu"), kernels) for kernels in KERNELS),
+    *(
+        pytest.param(torch.device("cuda"), kernels, marks=pytest.mark.gpu, id=f"cuda-{kernels}")
+        for kernels in KERNELS
+    ),
+]
 
 
 def prompts_for(vocab_size: int) -> list[list[int]]:
@@ -36,10 +43,11 @@ def hf_generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("device", "kernels"), PATHS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_generate(
     family: str,
+    device: torch.device,
     kernels: str,
     tiny_model: Callable[..., PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
@@ -48,7 +56,7 @@ def test_greedy_tokens_equal_generate(
     prompts = prompts_for(len(tokenizer))
     expected = [[hf_generate(model, prompt) for prompt in prompts] for model in models]
     slm, llm = (
-        LoadedModel.from_model(copy.deepcopy(m), tokenizer, name=f"{family}-{i}")
+        LoadedModel.from_model(copy.deepcopy(m).to(device), tokenizer, name=f"{family}-{i}")
         for i, m in enumerate(models)
     )
     # A small token budget, so that prompts are chunked and chunks meet decoding rows in one batch.
@@ -62,10 +70,11 @@ def test_greedy_tokens_equal_generate(
         assert [output.token_ids for output in outputs] == wanted
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("device", "kernels"), PATHS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_close_under_ragged_chunks(
     family: str,
+    device: torch.device,
     kernels: str,
     tiny_model: Callable[..., PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
@@ -74,7 +83,7 @@ def test_logits_are_close_under_ragged_chunks(
     prompts = prompts_for(len(tokenizer))
     with torch.inference_mode():
         expected = [model(torch.tensor([prompt]), use_cache=False).logits[0] for prompt in prompts]
-    loaded = LoadedModel.from_model(copy.deepcopy(model), tokenizer, name=family)
+    loaded = LoadedModel.from_model(copy.deepcopy(model).to(device), tokenizer, name=family)
     runner = ModelRunner(loaded, kernels)
     runner.allocate(num_blocks=64)
     tables = [array("i", [10 * i + 3, 10 * i + 1, 10 * i + 2]) for i in range(len(prompts))]
@@ -88,7 +97,7 @@ def test_logits_are_close_under_ragged_chunks(
             Row(prompts[i][done[i] : done[i] + n], done[i], tables[i])
             for i, n in zip(live, sizes, strict=True)
         ]
-        logits = runner.forward(rows, sizes).logits_RV.split(sizes)
+        logits = runner.forward(rows, sizes).logits_RV.cpu().split(sizes)
         for i, n, part in zip(live, sizes, logits, strict=True):
             got[i].append(part)
             done[i] += n

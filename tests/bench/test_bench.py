@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from r2r_glimp.bench import setting
 from r2r_glimp.bench.measure import Clock, Sample, interleave
 from r2r_glimp.bench.shapes import SHAPES, make_model, make_tokenizer, read_shape
 from r2r_glimp.cli.main import main
@@ -42,8 +43,9 @@ def test_route_says_where_the_time_goes(
         capsys, "route", *QUICK, "--granularity", granularity, "--share", "0.5", "--no_peers"
     )
     routed, ideal, *alone = found["lines"]
-    assert set(routed["parts"]) == {"SLM", "LLM", "router", "sampling", "scheduler, text"}
-    assert abs(sum(routed["parts"].values()) - 1) < 1e-6
+    assert set(routed["parts"]) == {"SLM", "LLM", "router", "sampling", "scheduler, text", "idle"}
+    assert abs(sum(routed["parts"].values()) - 1) < 1e-6 and min(routed["parts"].values()) >= 0
+    assert all(line["bytes_per_s"] > 0 for line in found["lines"])
     assert routed["ratios"]["of ideal"] == ideal["median"] / routed["median"]
     assert [line["name"] for line in alone] == ["SLM alone", "LLM alone"]
 
@@ -53,6 +55,20 @@ def test_a_routed_batch_is_compared_with_one_after_another(
 ) -> None:
     found = report(capsys, "route", *QUICK, "--batch", "3")
     assert found["lines"][-1]["name"] == "routed, one after another"
+
+
+def test_a_real_pair_is_measured_like_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--device", "cpu", "--repeats", "1", "--tokens", "4", "--context", "5", "--json"]
+    for bench in ("decode", "route"):
+        found = report(capsys, bench, "--pair", "abacus", "--dtype", "auto", *quick)
+        assert "abacus" in found["what"]
+        assert any(line["name"].startswith("HF generate") for line in found["lines"])
+
+
+def test_speculation_is_held_against_the_llm_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, "speculate", *QUICK, "--batch", "2", "--tokens", "8")
+    names = [line["name"] for line in found["lines"]]
+    assert names[0] == "LLM alone" and names[-1] == "drafts right 95%"
 
 
 def test_label(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +105,11 @@ def test_people_get_a_table_and_a_plot(capsys: pytest.CaptureFixture[str], tmp_p
         (["route", "--share", "2"], "share=2.0 is out of range"),
         (["decode", "--dtype", "auto"], "name one"),
         (["serve", "--requests", "1"], "serve needs 2 requests"),
+        (["decode", "--dtype", "int8"], "dtype='int8' is not to be had"),
+        (["decode", "--device", "cuda:99"], "device='cuda:99' was asked for, but"),
+        (["decode", "--pair", "nobody"], "no pair is named 'nobody'"),
+        (["decode", *TINY, "--kernels", "amx", "--dtype", "float16"], "kernels='amx' is for bf"),
+        (["decode", *TINY, "--batch", "100000000"], "free: --batch"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
@@ -97,6 +118,17 @@ def test_what_cannot_be_measured_is_one_line(
     assert main(["bench", *argv]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
+
+
+def test_what_is_more_than_the_memory_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setting, "free_bytes", lambda device: 50 * 2**30)
+    for more in ([], ["--no_peers"]):
+        assert main(["bench", "decode", "--slm_shape", "qwen3-32b", "--device", "cpu", *more]) == 2
+        error = capsys.readouterr().err
+        assert "qwen3-32b in bfloat16 take 61.0 GiB" in error and error.count("\n") == 1
+        assert ("peers" in error) is not bool(more)
 
 
 def test_random_models_are_the_same_every_time() -> None:

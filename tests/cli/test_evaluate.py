@@ -1,19 +1,12 @@
-"""`r2r-glimp evaluate`: on the bundled pair, resumed, refused; its statistics on known cases."""
+"""`r2r-glimp evaluate`: on the bundled pair, resumed, refused."""
 
-import dataclasses
 import json
 
-import numpy as np
 import pytest
 
-from labeling.formats import Question
-from r2r_glimp.core import UsageError
-from r2r_glimp.evaluation.cost import Parameters
-from r2r_glimp.evaluation.statistics import interval, resample_weights, sign_flip_test
-from r2r_glimp.evaluation.store import Sample, Store
-from r2r_glimp.evaluation.summary import Result, summarise, to_markdown
-from r2r_glimp.evaluation.system import System
-from r2r_glimp.evaluation.task import Task
+from r2r_glimp.core import DataError
+from r2r_glimp.evaluation.grading.grader import ExactGrader
+from r2r_glimp.evaluation.store import Store
 
 ROUTERS = [f"--routers={name}" for name in ("slm", "llm", "random", "entropy", "oracle")]
 
@@ -119,87 +112,66 @@ def test_a_folder_in_use(evaluate, tmp_path):
     assert "holds other files (thesis.tex)" in evaluate("--limit", "1").error
 
 
-def test_numbers_are_equal_in_value():
-    task = Task("t", [], lambda text: text or None)
-    question = Question(id="a", prompt="?", source="t", where="x:1", answer="7.50")
-    assert [task.grade(question, text) for text in ("7.5", "7.50", "7.4", "")] == [
-        "right", "right", "wrong", "unanswered"
-    ]  # fmt: skip
+def test_nothing_to_ask(evaluate, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n\n")
+    argv = ("--task.kind", "file", "--task.path", str(path), "--task.answer", "number")
+    assert "there is nothing to ask" in evaluate(*argv).error
 
 
-def _result(router, right, *, granularity=None, share=None, llm_tokens=0) -> Result:
-    samples = [
-        Sample(
-            id=str(i), repeat=0, grade="right" if ok else "wrong", answer="1", gold="1",
-            finish_reason="stop", slm_tokens=10 - llm_tokens, llm_tokens=llm_tokens, switches=0,
-            decisions=0, deferrals=0, slm_computed=0, llm_computed=0, text="",
-        )
-        for i, ok in enumerate(right)
-    ]  # fmt: skip
-    system = System(router=router, granularity=granularity, target_share=share)
-    return Result(system, samples, Parameters(1.0, 0.0, 10.0))
+def test_a_failed_answer_is_an_exit_code_and_tried_again(evaluate, tmp_path, monkeypatch):
+    def stumble(self, question, text):
+        raise DataError("it broke")
+
+    argv = ("--routers", "slm", "--limit", "2", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(ExactGrader, "grade", stumble)
+        result = evaluate(*argv)
+        assert result.code == 1
+        assert "2 of 2 answers failed (not graded: it broke)" in result.err
+        assert evaluate(*argv, "--allow_errors").code == 0
+    result = evaluate(*argv)
+    assert result.code == 0 and "answers failed" not in result.err + result.out
 
 
-def test_the_table_on_a_known_case():
-    half, all_ = [i % 2 == 0 for i in range(100)], [True] * 100
-    most = [i % 2 == 0 or i < 50 for i in range(100)]
-    summary = summarise(
-        "known",
-        1,
-        [
-            _result("slm", half),
-            _result("llm", all_, llm_tokens=10),
-            _result("entropy", half, granularity="token", share=0.2, llm_tokens=2),
-            _result("mine", most, granularity="token", share=0.2, llm_tokens=2),
-            _result("oracle", all_, granularity="token", llm_tokens=1),
-        ],
-    )
-    rows = {row.router: row for row in summary.rows}
-    assert rows["mine"].gap == pytest.approx(0.5) and rows["mine"].llm_share == pytest.approx(0.2)
-    assert rows["mine"].gap_low < 0.5 < rows["mine"].gap_high
-    # The oracle reaches half the gap with half of its tokens: 5% against 20%.
-    assert rows["mine"].oracle_ratio == pytest.approx(4.0)
-    assert rows["llm"].average_parameters == 10 and rows["mine"].average_parameters == 3
-    (comparison,) = summary.comparisons
-    assert comparison.difference == pytest.approx(0.25) and comparison.p < 0.001
-    assert (comparison.router, comparison.against) == ("mine", "entropy")
-    assert "| 20% | token | mine | entropy | +25.0 points" in to_markdown(summary)
+def test_random_follows_a_given_threshold(evaluate, tmp_path):
+    argv = ("--router", "entropy", "--granularity", "step", "--threshold", "0.001")
+    result = evaluate(*argv, "--routers=slm", "--routers=llm", "--routers=random",
+                      "--limit", "40", "--answer_by", "llm", "--json")  # fmt: skip
+    assert result.code == 0, result.err
+    summary = json.loads(result.out)
+    rows = {row["router"]: row for row in summary["rows"]}
+    assert list(rows) == ["slm", "llm", "entropy", "random"]
+    assert rows["slm"]["llm_share"] == 0  # a baseline is alone, whoever answers
+    assert rows["random"]["llm_share"] == pytest.approx(rows["entropy"]["llm_share"], abs=0.1)
+    assert [c["against"] for c in summary["comparisons"]] == ["slm", "llm", "random"]
+    for row in summary["rows"]:
+        assert row["seconds"] > 0 and row["average_parameters"] > 0
+    assert rows["llm"]["llm_prefill"] > 10 and rows["llm"]["slm_prefill"] == 0
+    assert summary["about"]["slm"].endswith("abacus-slm")
+
+    # Everything is there already; nothing is asked, and the times stay.
+    again = json.loads(evaluate(*argv, "--routers=slm", "--routers=llm", "--routers=random",
+                                "--limit", "40", "--answer_by", "llm", "--json").out)  # fmt: skip
+    assert again["rows"] == summary["rows"]
 
 
-def test_intervals_cover_and_tests_do_not_cry_wolf():
-    rng = np.random.default_rng(1)
-    weights = resample_weights(300)
-    covered = rejected = 0
-    for seed in range(200):
-        right = (rng.random(300) < 0.7).astype(float)
-        low, high = interval(weights @ right)
-        covered += low <= 0.7 <= high
-        differences = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=300)
-        rejected += seed < 60 and sign_flip_test(differences, seed) < 0.05
-    assert 180 <= covered <= 199
-    assert rejected <= 9
-    assert sign_flip_test(np.zeros(5)) == 1.0
-    assert sign_flip_test(np.ones(40)) < 0.001
+def test_what_contradicts_itself(evaluate):
+    assert "--thresholds" in evaluate("--threshold", "0.5").error
+    assert "--entropy_top_k" in evaluate("--entropy_top_k", "20", "--routers", "slm").error
+    assert "out of range" in evaluate("--grader_timeout", "0").error
 
 
-def test_systems_have_files_of_their_own():
-    one = System(router="runs/a/router", granularity="token", threshold=0.1)
-    others = (
-        dataclasses.replace(one, router="runs/b/router"),
-        dataclasses.replace(one, threshold=0.2),
-        dataclasses.replace(one, granularity="step"),
-    )
-    assert len({one.slug, *(other.slug for other in others)}) == 4
-    assert one.name == "router" and "/" not in one.slug
+def test_random_alone_has_a_threshold_of_its_own(evaluate):
+    for argv, wanted in ((("--routers=random", "--thresholds=0.3"), 0.3),
+                         (("--router=random", "--threshold=0.4"), 0.4)):  # fmt: skip
+        result = evaluate(*argv, "--granularities=step", "--limit=3", "--json", "--overwrite")
+        assert result.code == 0, result.err
+        rows = json.loads(result.out)["rows"]
+        assert [r["threshold"] for r in rows if r["router"] == "random"] == [wanted]
 
 
-def test_a_broken_sample_is_named(tmp_path):
-    store = Store(tmp_path)
-    store.start({"a": 1}, overwrite=False)
-    (tmp_path / "samples" / "x.jsonl").write_text("{}\n")
-    with pytest.raises(Exception, match="x.jsonl:1: not a sample"):
-        store.samples("x")
-    with pytest.raises(UsageError, match="with other a"):
-        store.start({"a": 2}, overwrite=False)
-    store.start({"a": 2}, overwrite=True)
-    assert store.samples("x") == {}
+def test_no_router_is_left(evaluate):
+    argv = ("--routers", "checkpoints/abacus-step-router", "--granularities", "token")
+    result = evaluate(*argv, "--limit=3")
+    assert result.code == 2 and "no system is left" in result.err

@@ -153,7 +153,7 @@ def test_files_in_the_way(cli, jsonl, tmp_path) -> None:
         result = cli("inspect", path, *argv)
         assert result.code == 2 and message in result.error
     result = cli("inspect", "abacus", "--html", tmp_path / "new.html")
-    assert result.code == 2 and "no JSONL file" in result.error
+    assert result.code == 2 and "recorded outputs or labels" in result.error
 
 
 # ---------------------------------------------------------------- in a browser

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from r2r_glimp.models import LoadedModel, ModelPair
+from tests.engine.fixed import run_uncaptured
 
 WORDS = (
     "Sum",
@@ -99,3 +100,23 @@ def plain_pair(make_pair: Callable[[], ModelPair]) -> ModelPair:
 def engine_pair(make_pair: Callable[[], ModelPair]) -> ModelPair:
     """The pair that engines of the tests run."""
     return make_pair()
+
+
+@pytest.fixture(scope="session")
+def cuda_pair(make_pair: Callable[[], ModelPair]) -> ModelPair:
+    """The pair on the GPU."""
+    pair = make_pair()
+    for loaded in (pair.slm, pair.llm):
+        loaded.model.to("cuda")
+    return pair
+
+
+@pytest.fixture(params=["ragged", "fixed", pytest.param("cuda", marks=pytest.mark.gpu)])
+def path_pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModelPair:
+    """The pair that engines run on every path: ragged batches; passes of fixed shape as CUDA graphs
+    hold them, run without capture; CUDA graphs."""
+    if request.param == "cuda":
+        return request.getfixturevalue("cuda_pair")
+    if request.param == "fixed":
+        run_uncaptured(monkeypatch)
+    return request.getfixturevalue("engine_pair")

@@ -1,13 +1,12 @@
 """Readable text comes as soon as it can and never in half characters."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from r2r_glimp.engine.detokenizer import Detokenizer
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_pieces_add_up_to_the_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     detokenizer = Detokenizer(tokenizer, tokenizer("Say hats 4.")["input_ids"])

@@ -79,18 +79,18 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     batch=st.lists(requests, min_size=1, max_size=6),
     prefix=st.lists(st.integers(0, 7), min_size=0, max_size=40),
     num_blocks=st.sampled_from([8, 9, 12, 100]),
     max_batch=st.sampled_from([1, 3, 8]),
     max_batch_tokens=st.sampled_from([1, 5, 16, 2048]),
-    llm_min_batch=st.sampled_from([1, 2, 4]),
+    llm_min_batch=st.sampled_from([None, None, 1, 2, 4]),
     prefix_cache=st.booleans(),
 )
 def test_engine_equals_reference(
-    engine_pair: ModelPair,
+    path_pair: ModelPair,
     plain_pair: ModelPair,
     words: list[int],
     batch: list[Request],
@@ -98,11 +98,11 @@ def test_engine_equals_reference(
     num_blocks: int,
     max_batch: int,
     max_batch_tokens: int,
-    llm_min_batch: int,
+    llm_min_batch: int | None,
     prefix_cache: bool,
 ) -> None:
     engine = Engine(
-        engine_pair,
+        path_pair,
         kv_memory=num_blocks * BLOCK_SIZE * BYTES_PER_TOKEN,
         max_batch=max_batch,
         max_batch_tokens=max_batch_tokens,

@@ -137,7 +137,7 @@ def test_thinking_that_one_template_opens_is_opened_for_both(
 ) -> None:
     engine = Engine(pairs[0], kv_memory="1MiB")
     engine.add_request([{"role": "user", "content": "Sum"}])
-    sequence = engine.scheduler.waiting[0]
+    [sequence] = engine.scheduler.waiting
     texts = [
         pairs[0][m].tokenizer.decode(sequence.timelines[m].tokens, skip_special_tokens=False)
         for m in Model

@@ -120,6 +120,18 @@ def test_no_network(folder, hub, tmp_path, monkeypatch):
         pull(REPO, tmp_path / "x")
 
 
+def test_nobody_answers(folder, hub, monkeypatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import httpx
+
+    def refused(*args, **more):
+        return httpx.get("http://127.0.0.1:1")
+
+    monkeypatch.setattr(HfApi, "create_repo", refused)
+    with pytest.raises(CheckpointError, match=f"{REPO}: the Hub cannot be reached: try again"):
+        push(folder, REPO)
+
+
 def test_publish_a_dataset_folder(tmp_path, hub):
     folder = tmp_path / "labels"
     (folder / "data").mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Exact block ids and counts of the pool, and its invariants under random use."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r2r_glimp.kv.pool import BlockPool
@@ -71,7 +71,6 @@ def test_freeing_twice_is_a_bug() -> None:
         pool.free(blocks)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("amf"), st.integers(0, 5)), max_size=60))
 def test_every_block_is_accounted_for(actions: list[tuple[str, int]]) -> None:
     pool = BlockPool(num_blocks=6, num_planes=2)

@@ -3,16 +3,19 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from labeling.card import export_run
 from labeling.config import LabelingConfig
 from labeling.progress import Meter
 from labeling.report import CLASSES, load_summary, render_text
 from labeling.report_html import render_html
 from labeling.run import run
 from labeling.sections import SourceConfig
-from r2r_glimp.core import DataError
+from r2r_glimp.cli.inspect import run as inspect
+from r2r_glimp.core import DataError, UsageError
 from r2r_glimp.models import ModelPair
 from tests.labeling.conftest import read
 
@@ -50,11 +53,37 @@ def test_summary_adds_up(pair: ModelPair, make_config: Callable[..., LabelingCon
     assert not re.search(r"https?://|<script", page)
 
 
+def test_inspect_shows_it_again(
+    pair: ModelPair,
+    make_config: Callable[..., LabelingConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config()
+    with pytest.raises(DataError, match="is not finished, run the same command again"):
+        (config.out_dir / "shards").mkdir(parents=True)
+        inspect([str(config.out_dir)])
+    summary = run(config, pair)
+    page, published = tmp_path / "page.html", tmp_path / "published"
+    export_run(config.out_dir, published)
+    for folder in (config.out_dir, config.out_dir / "dataset", published):
+        assert inspect([str(folder), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"kind": "labels", **(summary or {})}
+    assert inspect([str(published), "--show", "1", "--html", str(page)]) == 0
+    assert capsys.readouterr().out.count("divergent token, ") == 1
+    assert page.read_bytes() == (config.out_dir / "report.html").read_bytes()
+    with pytest.raises(UsageError, match="is there already"):
+        inspect([str(published), "--html", str(page)])
+
+
 def test_a_folder_without_a_summary(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match=r"summary.json: no such file"):
         load_summary(tmp_path)
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(DataError, match="is not valid JSON"):
+    with pytest.raises(DataError, match="summary.json cannot be read"):
+        load_summary(tmp_path)
+    (tmp_path / "summary.json").write_text('{"recall": 1}')
+    with pytest.raises(DataError, match="it is not of labels"):
         load_summary(tmp_path)
 
 

@@ -108,6 +108,16 @@ def test_another_configuration_is_refused(
     run(replace(config, **changes, limit=2, overwrite=True), pair)
 
 
+def test_a_run_that_came_to_nothing_binds_nobody(pair: ModelPair, config: LabelingConfig) -> None:
+    short = replace(config, responses=replace(config.responses, max_tokens=2))
+    store = ShardStore(config.out_dir)
+    with store.lock(config):
+        store.start({"format": 1, "config": short.identity()})
+    assert run(replace(config, limit=2), pair) is not None
+    with pytest.raises(UsageError, match=r"responses.max_tokens=160, and now it is 2"):
+        run(short, pair)
+
+
 def test_another_model_is_refused(
     load: Callable[[], ModelPair], pair: ModelPair, config: LabelingConfig
 ) -> None:

@@ -137,7 +137,7 @@ GOOD = {"id": "a", "question": "How many?"}
         ([GOOD, "{"], ":2: not valid JSON: "),
         ([GOOD, "[1]"], ":2: a row is a JSON object, not list"),
         ([GOOD, "null"], ":2: a row is a JSON object, not NoneType"),
-        ([""], "it has no rows: there is nothing to label"),
+        ([""], "it has no rows: there is nothing to ask"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path: Path, rows: list[Any], message: str) -> None:

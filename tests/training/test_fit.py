@@ -257,10 +257,18 @@ def test_a_checkpoint_that_does_not_fit(arguments, capsys):
     assert "last.ckpt: truncated, or no checkpoint of a training run" in one_line(capsys)
 
 
-def test_a_mistyped_option_is_exit_2(arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments("--model.lrr", "3"))
-    assert stop.value.code == 2
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model.lrr", "3", "unrecognized arguments: --model.lrr 3"),
+        ("--model.lr", "fast", "model.lr: expected a number, got 'fast'"),
+        ("--config", "nowhere.yaml", "File does not exist"),
+    ],
+)
+def test_a_mistyped_option_is_one_line(arguments, capsys, option, value, message):
+    assert main(arguments(option, value)) == 2
+    captured = capsys.readouterr().err
+    assert message in captured and captured.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

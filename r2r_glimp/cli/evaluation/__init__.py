@@ -1,0 +1,1 @@
+"""What `r2r-glimp evaluate` is made of."""

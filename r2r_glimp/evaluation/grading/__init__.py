@@ -1,0 +1,1 @@
+"""Grading: whether a text ends at a question's known answer."""
