@@ -2,6 +2,7 @@
 Triton's interpreter where there is no GPU."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -22,6 +23,8 @@ from r2r_glimp.abacus.tokenizer import build_tokenizer
 from tests.tiny import make_tiny_model
 
 torch.set_num_threads(1)
+# A shell that starts something in the background has it ignore Ctrl-C, and all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Few examples, and the same ones, unless asked for more: `--hypothesis-profile=thorough`.
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)

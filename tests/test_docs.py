@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# One worker: blocks of a page share a folder, and each takes seconds.
-pytestmark = pytest.mark.xdist_group("docs")
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -28,8 +25,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return found
 
 
-BASH = blocks("bash")
-SETUP = BASH[:2]  # install and demo; install and test
+SETUP = blocks("bash")[:2]  # install and demo; install and test
 
 
 def test_ci_runs_the_two_set_up_commands() -> None:
@@ -53,21 +49,23 @@ def run(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
     """A folder with the repository's data, where commands may leave files."""
-    folder = tmp_path_factory.mktemp("docs")
     for name in ("checkpoints", "configs"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
 
 
-@pytest.mark.parametrize("script", [pytest.param(text, id=place) for place, text in BASH[2:]])
-def test_bash_blocks_run(script: str, workplace: Path) -> None:
-    if "# takes" in script:
-        pytest.skip("a long command; its test is its own")
-    result = run(script, workplace)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_bash_blocks_of_a_page_run_one_after_another(page: Path, workplace: Path) -> None:
+    """Save those that say how long they take: their tests are their own."""
+    for place, script in blocks("bash"):
+        if not place.startswith(f"{page.name}:") or "# takes" in script:
+            continue
+        if (place, script) not in SETUP:
+            result = run(script, workplace)
+            assert result.returncode == 0, f"{place}: {result.stderr}"
 
 
 def test_the_demo_command_ends_in_a_routed_answer(workplace: Path) -> None:
