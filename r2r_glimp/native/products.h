@@ -15,7 +15,8 @@ namespace {
 #ifdef HAS_VECTORS
 constexpr int64_t PANEL = 32;
 
-constexpr int64_t AHEAD = 1024;  // numbers that are fetched ahead of their use
+constexpr int64_t AHEAD = 1024;  // numbers that are fetched ahead of their use,
+constexpr int64_t FAR = 2560;    // and for tiles into the second level cache: 10% of their time
 
 struct Linear {
   const bf16 *packed, *bias;  // the latter may be null
@@ -158,6 +159,8 @@ void tile_two_panels(const bf16* x, const bf16* packed, const bf16* other, int64
       for (int64_t i = 0; i < TILE_K * PANEL; i += 32) {
         _mm_prefetch((const char*)(w + AHEAD + i), _MM_HINT_T0);
         _mm_prefetch((const char*)(v + AHEAD + i), _MM_HINT_T0);
+        _mm_prefetch((const char*)(w + FAR + i), _MM_HINT_T1);
+        _mm_prefetch((const char*)(v + FAR + i), _MM_HINT_T1);
       }
     _tile_loadd(4, x + k, 2 * K);
     _tile_loadd(6, w, 4 * PANEL);
