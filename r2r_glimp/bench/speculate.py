@@ -1,7 +1,7 @@
 """What speculation takes and gives: the LLM alone, and with an SLM that drafts for it.
 
-Random models never agree, so the SLM computes as ever and is then made to propose the LLM's own
-next token, as often as `agreement` says. Whether that pays is this machine's ratio of a pass over
+Random models never agree, so both compute as ever and are then made to propose the next token of a
+given text, the SLM as often as `agreement` says. Whether that pays is this machine's ratio of a pass over
 one token to one over a few.
 """
 
@@ -65,10 +65,13 @@ def _line(name: str, sample: Sample, alone: float) -> Line:
 
 
 class _Oracle:
-    """Makes the SLM of an engine propose the tokens of given texts.
+    """Makes the models of an engine propose the tokens of given texts.
+
+    The LLM's too: several rows at once are rounded otherwise than one, and a text of random weights
+    would turn elsewhere.
 
     Args:
-        engine: whose SLM it is.
+        engine: whose models they are.
         texts: token ids from the beginning, prompt included.
         length: tokens of a prompt; prompts differ.
     """
@@ -90,8 +93,9 @@ class _Oracle:
         for one in batch:
             timeline = one.sequence.timelines[model]
             text = self._texts[tuple(timeline.tokens[: self._length])]
-            if model is Model.SLM and one.wanted and one.row.end < len(text):
-                right = self._random.random() < self.agreement
-                rows.logits_RV[one.wanted[-1]] = 0
-                rows.logits_RV[one.wanted[-1], text[one.row.end] if right else 0] = 1
+            # The row of a token says what follows it; the LLM's may be several, behind drafts.
+            for row, place in zip(reversed(one.wanted), range(one.row.end, 0, -1), strict=False):
+                right = model is Model.LLM or self._random.random() < self.agreement
+                rows.logits_RV[row] = 0
+                rows.logits_RV[row, text[place] if right and place < len(text) else 0] = 1
         return batch, rows
