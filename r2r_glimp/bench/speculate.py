@@ -1,8 +1,8 @@
 """What speculation takes and gives: the LLM alone, and with an SLM that drafts for it.
 
-Random models never agree, so both compute as ever and are then made to propose the next token of a
-given text, the SLM as often as `agreement` says. Whether that pays is this machine's ratio of a pass over
-one token to one over a few.
+Random models never agree, so both compute as ever and are then made to propose the next token of
+a given text, the SLM as often as `agreement` says. Whether that pays is this machine's ratio of a
+pass over one token to one over a few.
 """
 
 import random

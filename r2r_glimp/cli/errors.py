@@ -156,6 +156,9 @@ def _talk(debug: bool) -> Iterator[None]:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Imported by transformers where it is installed; it tells what it does not need.
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             if not debug:

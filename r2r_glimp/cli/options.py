@@ -44,6 +44,7 @@ class PairOptions:
         revision: branch, tag or commit of Hub repositories; two with a comma between them.
         slm_adapters: LoRA adapter (folder or Hub id) merged into the small model.
         llm_adapters: LoRA adapter (folder or Hub id) merged into the large model.
+        llm_quantization: int8 or int4 weights of the large model, by torchao; on a CPU slower.
         trust_remote_code: run Python code that comes with a model.
     """
 
@@ -55,6 +56,7 @@ class PairOptions:
     revision: str | None = None
     slm_adapters: tuple[str, ...] = ()
     llm_adapters: tuple[str, ...] = ()
+    llm_quantization: str | None = None
     trust_remote_code: bool = False
 
 
@@ -195,13 +197,15 @@ def pair_arguments(options: PairOptions) -> dict[str, Any]:
         }
         arguments |= {"slm": options.slm, "llm": options.llm}
     elif options.llm is not None:  # a server instead of the preset's LLM
-        arguments = {k: v for k, v in arguments.items() if k != "llm_adapters"}
+        arguments = {
+            k: v for k, v in arguments.items() if k not in ("llm_adapters", "llm_quantization")
+        }
         arguments["llm"] = options.llm
     for name in ("device", "dtype", "revision"):
         value = getattr(options, name)
         if value is not None:
             arguments[name] = value.split(",") if "," in value else value
-    for name in ("slm_adapters", "llm_adapters", "trust_remote_code"):
+    for name in ("slm_adapters", "llm_adapters", "llm_quantization", "trust_remote_code"):
         if getattr(options, name):
             arguments[name] = getattr(options, name)
     return arguments

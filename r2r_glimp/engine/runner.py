@@ -97,6 +97,8 @@ class ModelRunner:
         if kernels != "torch" and loaded.device.type == "cpu":
             exchanged = accelerate(self.model, self.layers, self._choice.library)
             self.paths = f"{self._choice.name}, {exchanged}"
+        if loaded.fingerprint.quantization is not None:
+            self.paths += f", {loaded.fingerprint.quantization} weights by torchao"
         self.backend: GatherBackend | None = None
         self._hidden: Tensor | None = None
         self._layers: dict[int, Tensor] = {}  # outputs of the last pass, [1, tokens, H]

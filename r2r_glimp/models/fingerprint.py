@@ -28,6 +28,7 @@ _COMPARED = {
     "adapters": "adapters",
     "weights_sha256": "weights",
 }
+_OPTIONAL = {"revision", "adapters", "quantization"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Fingerprint:
             from memory (`hash_values`); the two never agree. Adapters are hashed in.
         revision: commit of a Hub repository, where known; not compared.
         adapters: what was merged into it, by name.
+        quantization: int8 or int4, if its weights were quantised at load; not compared.
     """
 
     name_or_path: str
@@ -56,10 +58,14 @@ class Fingerprint:
     weights_sha256: str
     revision: str | None = None
     adapters: tuple[str, ...] = ()
+    quantization: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"adapters": list(self.adapters)}
+        values = asdict(self) | {"adapters": list(self.adapters)}
+        if self.quantization is None:
+            del values["quantization"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Fingerprint":
@@ -73,7 +79,7 @@ class Fingerprint:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(map(str, set(values) - known)):
             raise CheckpointError(f"a fingerprint has no {unknown[0]!r}")
-        if missing := sorted(known - {"revision", "adapters"} - set(values)):
+        if missing := sorted(known - _OPTIONAL - set(values)):
             raise CheckpointError(f"the fingerprint has no {missing[0]}")
         values = dict(values) | {"adapters": values.get("adapters", ())}
         for name, value in values.items():
@@ -132,7 +138,7 @@ def _is_valid(name: str, value: Any) -> bool:
         return type(value) is int and value > 0
     if name == "adapters":
         return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    return isinstance(value, str) or (name == "revision" and value is None)
+    return isinstance(value, str) or (name in _OPTIONAL and value is None)
 
 
 def _show(value: Any) -> str:

@@ -30,6 +30,7 @@ from r2r_glimp.models.adapters import check_adapter, merge_adapter
 from r2r_glimp.models.files import check_model_folder
 from r2r_glimp.models.fingerprint import Fingerprint, hash_files, hash_values
 from r2r_glimp.models.placement import check_dtype
+from r2r_glimp.models.quantization import check_quantization, quantization_config
 from r2r_glimp.models.source import locate, one_line
 from r2r_glimp.models.vocabulary import tokenizer_sha256
 
@@ -50,6 +51,7 @@ def load_model(
     adapters: Sequence[str] = (),
     trust_remote_code: bool = False,
     num_processes: int = 1,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Fingerprint]:
     """A causal language model, its tokenizer and its fingerprint.
 
@@ -61,6 +63,7 @@ def load_model(
         adapters: LoRA adapters (folders or Hub ids), merged in this order.
         trust_remote_code: run Python code that comes with the model.
         num_processes: split it over so many, of which this is one (tensor parallel).
+        quantization: int8 or int4 weights, made by torchao; see `quantization`.
 
     Raises:
         UsageError: an argument makes no sense, or a package is not installed.
@@ -76,8 +79,14 @@ def load_model(
     said = getattr(config.get_text_config(), "dtype", None) if dtype == "auto" else dtype
     if isinstance(said, torch.dtype):
         check_dtype(device, said)
+    quantized: dict[str, Any] = {}
+    if quantization is not None:
+        check_quantization(quantization, device)
+        quantized = {"quantization_config": quantization_config(quantization)}
     tokenizer = _load_tokenizer(folder, config, trust_remote_code)
-    model = _load_weights(folder, config, device, dtype, trust_remote_code, num_processes)
+    model = _load_weights(
+        folder, config, device, dtype, trust_remote_code, num_processes, quantized
+    )
     for adapter_folder in adapter_folders:
         model = merge_adapter(model, adapter_folder)
     digest = hash_files(weights)
@@ -85,7 +94,13 @@ def load_model(
         digest += hash_files([adapter_folder / "adapter_model.safetensors"])
         digest = hashlib.sha256(digest.encode()).hexdigest()
     fingerprint = make_fingerprint(
-        model, tokenizer, name=name, revision=commit, adapters=adapters, weights_sha256=digest
+        model,
+        tokenizer,
+        name=name,
+        revision=commit,
+        adapters=adapters,
+        weights_sha256=digest,
+        quantization=quantization,
     )
     logger.info("loaded %s: %s, %s on %s", name, fingerprint.architecture, model.dtype, device)
     return model, tokenizer, fingerprint
@@ -119,6 +134,7 @@ def make_fingerprint(
     revision: str | None = None,
     adapters: Sequence[str] = (),
     weights_sha256: str | None = None,
+    quantization: str | None = None,
 ) -> Fingerprint:
     """What a model is. Without `weights_sha256`, it is taken of the values in memory."""
     config = model.config.get_text_config()
@@ -132,6 +148,7 @@ def make_fingerprint(
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         weights_sha256=weights_sha256 or hash_values(model),
         adapters=tuple(adapters),
+        quantization=quantization,
     )
 
 
@@ -170,6 +187,7 @@ def _load_weights(
     dtype: torch.dtype | str,
     trust_remote_code: bool,
     num_processes: int,
+    quantized: dict[str, Any],
 ) -> PreTrainedModel:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not trust_remote_code:
         raise CheckpointError(f"{folder} is a {config.model_type} model, no causal language model")
@@ -184,6 +202,7 @@ def _load_weights(
             config=config,
             dtype=dtype,
             **placement,
+            **quantized,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in the report, with their names
             output_loading_info=True,

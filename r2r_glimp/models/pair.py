@@ -158,6 +158,7 @@ class ModelPair:
         revision: str | Mapping[str, str | None] | Sequence[str | None] | None = None,
         slm_adapters: Sequence[str] = (),
         llm_adapters: Sequence[str] = (),
+        llm_quantization: str | None = None,
         trust_remote_code: bool = False,
     ) -> "ModelPair":
         """Load both models. `device`, `dtype` and `revision` take one value, or one for each model:
@@ -173,6 +174,8 @@ class ModelPair:
             revision: branch, tag or commit of a Hub repository.
             slm_adapters: LoRA adapters (folders or Hub ids) merged into the small model, in order.
             llm_adapters: the same for the large model.
+            llm_quantization: int8 or int4, the LLM's linear layers by torchao; where that is faster
+                or saves memory that is needed.
             trust_remote_code: run Python code that comes with a model.
 
         Raises:
@@ -191,6 +194,13 @@ class ModelPair:
                 )
             num_processes = split_processes()
             asked = (process_device(), process_device())
+        if llm_quantization is not None and (
+            llm_adapters or num_processes > 1 or specs[Model.LLM] is not None
+        ):
+            raise UsageError(
+                "llm_quantization is for an LLM that is computed here, without adapters, in one "
+                "process: merge adapters into a checkpoint first"
+            )
         devices = [resolve_device(d) for d in asked]
         dtypes = [resolve_dtype(d) for d in per_model("dtype", dtype, "auto")]
         revisions = per_model("revision", revision, None)
@@ -205,6 +215,7 @@ class ModelPair:
                 "dtype": dtypes[m],
                 "revision": revisions[m],
                 "adapters": adapters[m],
+                "quantization": llm_quantization if m is Model.LLM else None,
             }
             for m in Model
         ]

@@ -14,7 +14,8 @@ from r2r_glimp.remote.spec import RemoteSpec, is_remote
 _REQUIRED = ("slm", "llm")
 _KEYS = (
     *_REQUIRED,
-    *("device", "dtype", "revision", "slm_adapters", "llm_adapters", "trust_remote_code"),
+    *("device", "dtype", "revision", "slm_adapters", "llm_adapters"),
+    *("llm_quantization", "trust_remote_code"),
 )
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -118,5 +119,7 @@ def _is_valid(key: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
     if key == "trust_remote_code":
         return isinstance(value, bool)
+    if key == "llm_quantization":
+        return value is None or isinstance(value, str)
     values = value.values() if isinstance(value, dict) else [value]
     return all(isinstance(v, str) or (v is None and key == "revision") for v in values)

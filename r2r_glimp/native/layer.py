@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from r2r_glimp.attention.native import NativeBatch
 from r2r_glimp.attention.paged import LayerSpec, PagedContext
+from r2r_glimp.models.quantization import is_plain
 from r2r_glimp.native.library import DecoderStruct, Library
 
 
@@ -196,7 +197,7 @@ def find_layer(
     q, k, v, o = (getattr(attention, f"{name}_proj", None) for name in "qkvo")
     gate, up, down = (getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down"))
     linears = (q, k, v, o, gate, up, down)
-    if not all(type(linear) is nn.Linear and linear.in_features % 2 == 0 for linear in linears):
+    if not all(is_plain(linear) and linear.in_features % 2 == 0 for linear in linears):  # type: ignore[union-attr]
         return None
     norms = [getattr(layer, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
     if spec.softcap is not None or spec.has_sinks or spec.head_dim != spec.value_dim:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from r2r_glimp.attention.paged import LayerSpec
+from r2r_glimp.models.quantization import is_plain
 from r2r_glimp.native.layer import NativeLayer, find_layer, join, link_runs, norm_eps
 from r2r_glimp.native.library import SUFFIXES, Library, LinearStruct
 
@@ -43,7 +44,7 @@ def accelerate(model: PreTrainedModel, layers: list[LayerSpec], library: Library
                     setattr(parent, name, candidate)
     shared = _embedding_weights(model)
     for parent, name, module in _children(model):
-        if type(module) is nn.Linear:
+        if isinstance(module, nn.Linear) and is_plain(module):
             setattr(parent, name, _linear(module, library, keep=id(module.weight) in shared))
     return _describe(model)
 
@@ -209,7 +210,7 @@ def _norm(module: nn.Module, dtype: torch.dtype, library: Library) -> nn.Module 
 
 def _mlp(module: nn.Module, library: Library) -> nn.Module | None:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not all(type(part) is nn.Linear for part in parts):
+    if not all(is_plain(part) for part in parts):
         return None
     gate, up, down = parts
     if gate.weight.shape != up.weight.shape or (gate.bias is None) != (up.bias is None):  # type: ignore[union-attr]
