@@ -66,6 +66,10 @@ int request_tiles() {
 #endif
 }
 
+// Ends the threads that wait for this one's next call. With more of them than cores OpenMP no longer
+// spins where a team meets, but sleeps, in every team of the process.
+void end_team() { omp_pause_resource_all(omp_pause_hard); }
+
 void advise_large_pages(void* memory, int64_t bytes) { use_large_pages(memory, bytes); }
 
 // Reads memory once, by two streams a thread, which is the fastest way; returns nothing of meaning.

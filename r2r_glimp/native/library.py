@@ -121,6 +121,7 @@ class Library:
             for dtype, suffix in SUFFIXES.items()
         }
         self.use_large_pages = _typed(functions.advise_large_pages, c_void_p, c_int64)
+        self.end_team = _typed(functions.end_team)
         self.read_memory = _typed(functions.read_memory, c_void_p, c_int64, c_int64)
         functions.products.restype = functions.request_tiles.restype = c_int
         self.level = _PRODUCTS[functions.products()]
@@ -170,6 +171,14 @@ def load_library(level: str = "auto") -> Library | str:
     if isinstance(library, Library) and level not in ("auto", library.level):
         return f"this CPU has no {level.upper()} products of bf16"
     return library
+
+
+def end_team() -> None:
+    """End the threads that this one computes with, before another one computes in its place: with
+    more of them than cores, all teams of OpenMP meet slowly (it sleeps instead of spinning)."""
+    library = load_library()
+    if isinstance(library, Library):
+        library.end_team()
 
 
 def _load(compiler: str, without: tuple[str, ...]) -> Library | str:
