@@ -12,7 +12,7 @@ class BenchOptions:
     Args:
         slm_shape: shape of the small model: a name, a config.json or its folder; random weights.
         llm_shape: shape of the large model.
-        pair: a real pair instead: a preset or a YAML file; `serve` has abacus by default.
+        pair: a real pair instead: a preset or a YAML file.
         device: auto, cpu, cuda or cuda:N.
         dtype: float32, bfloat16 or float16; with a pair also auto, what the checkpoint says.
         batch: requests at once.

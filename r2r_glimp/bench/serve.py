@@ -12,12 +12,17 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from r2r_glimp.abacus.problems import problems
 from r2r_glimp.bench.measure import Sample
 from r2r_glimp.bench.report import Line, Report
 from r2r_glimp.bench.setting import Setting
+from r2r_glimp.bench.shapes import save_pair
 from r2r_glimp.core import EngineError, Model, RoutingParams, SamplingParams, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models.pair import ModelPair
@@ -115,7 +120,17 @@ def run(setting: Setting) -> Report:
     o = setting.options
     if o.requests < 2 or o.tokens < 2:
         raise UsageError("serve needs 2 requests of 2 tokens at least: there is nothing between")
-    name = o.pair or "abacus"
+    with TemporaryDirectory() as folder:
+        if o.pair is not None:
+            return _serve(setting, o.pair, f"pair {o.pair}")
+        setting.check_memory({o.slm_shape, o.llm_shape}, copies=2, why=", here and in the server")
+        assert isinstance(setting.dtype, torch.dtype)
+        preset = save_pair(o.slm_shape, o.llm_shape, setting.dtype, Path(folder))
+        return _serve(setting, str(preset), f"{o.slm_shape} + {o.llm_shape}")
+
+
+def _serve(setting: Setting, name: str, what: str) -> Report:
+    o = setting.options
     pair = ModelPair.from_config(name, device=o.device, dtype=o.dtype)
     # No prefix cache: each pass computes everything again, here and there.
     size = {"max_batch": o.clients, "kv_memory": "256MiB", "kernels": o.kernels}
@@ -139,7 +154,7 @@ def run(setting: Setting) -> Report:
             if repeat:  # the first one warms everything up
                 for found, one in zip(passes.values(), runs, strict=True):
                     found.append(one)
-    what = f"{o.requests} requests from {o.clients} clients, pair {name}, router {o.router}"
+    what = f"{o.requests} requests from {o.clients} clients, {what}, router {o.router}"
     return Report("serve", what, setting.machine(), setting.paths, _lines(passes))
 
 

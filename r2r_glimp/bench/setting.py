@@ -55,17 +55,23 @@ class Setting:
             return ModelPair.from_config(o.pair, **asked, **(both if slm_only else {}))
         assert isinstance(self.dtype, torch.dtype)
         shapes = {o.slm_shape} if slm_only else {o.slm_shape, o.llm_shape}
-        needed = sum(count_parameters(shape) for shape in shapes) * self.dtype.itemsize
-        copies = 1 if o.no_peers else 2
-        if copies * needed > (free := free_bytes(self.device)):
-            peers = "" if o.no_peers else ", as much again for the peers (--no_peers)"
-            raise UsageError(
-                f"{' and '.join(sorted(shapes))} in {o.dtype} take {_gib(needed)}{peers}, and "
-                f"{_gib(free)} are free: take smaller shapes"
-            )
+        if o.no_peers:
+            self.check_memory(shapes)
+        else:
+            self.check_memory(shapes, 2, ", as much again for the peers (--no_peers)")
         return make_pair(
             o.slm_shape, o.slm_shape if slm_only else o.llm_shape, self.dtype, self.device
         )
+
+    def check_memory(self, shapes: set[str], copies: int = 1, why: str = "") -> None:
+        """Raises UsageError if so many copies of random weights do not fit the device."""
+        assert isinstance(self.dtype, torch.dtype)
+        needed = sum(count_parameters(shape) for shape in shapes) * self.dtype.itemsize
+        if copies * needed > (free := free_bytes(self.device)):
+            raise UsageError(
+                f"{' and '.join(sorted(shapes))} in {self.options.dtype} take {_gib(needed)}{why}, "
+                f"and {_gib(free)} are free: take smaller shapes"
+            )
 
     def engine(self, pair: ModelPair, *, tokens: int, **options: Any) -> Engine:
         """An engine whose KV holds `tokens` tokens of each request of the batch, and a few more.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -20,6 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
 
 from r2r_glimp.core import UsageError
 from r2r_glimp.models.loading import make_fingerprint
@@ -143,6 +145,28 @@ def make_pair(slm: str, llm: str, dtype: torch.dtype, device: torch.device) -> M
 
     first = load(slm)
     return ModelPair(slm=first, llm=first if slm == llm else load(llm))
+
+
+def save_pair(slm: str, llm: str, dtype: torch.dtype, folder: Path) -> Path:
+    """Writes a pair of random weights, with a chat template; returns the preset that names it.
+
+    Raises:
+        UsageError: as `make_pair`.
+    """
+    pair = make_pair(slm, llm, dtype, torch.device("cpu"))
+    pair.slm.tokenizer.chat_template = "{{ messages[0]['content'] }}"  # both have the same one
+    named = {}
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for role, loaded in (("slm", pair.slm), ("llm", pair.llm)):
+        named[role] = str(folder / role)
+        loaded.model.save_pretrained(named[role])
+        loaded.tokenizer.save_pretrained(named[role])
+    if bars:
+        transformers_logging.enable_progress_bar()
+    preset = folder / "pair.yaml"
+    preset.write_text(yaml.safe_dump(named), encoding="utf-8")
+    return preset
 
 
 def make_prompts(count: int, length: int, vocab_size: int, seed: int = 0) -> list[list[int]]:

@@ -10,8 +10,7 @@ serve      what HTTP costs: clients of a server, against the same requests in th
 remote     what a deferral over HTTP takes besides the LLM's own time, and what goes on meanwhile
 simulate   how many users at which time per token, from step times; or foretold against a real run
 
-Models have real shapes and random weights, nothing is downloaded; --pair takes a real pair. `serve`
-serves one: abacus, if none is named.
+Models have real shapes and random weights, nothing is downloaded; --pair takes a real pair.
 """
 
 import json
@@ -34,7 +33,7 @@ EXAMPLES = (
     "simulate --slm_ms 6.0 --llm_ms 27.9 --share 0.35 --users 4 --users 8 --token_ms 25",
     "simulate --slm_shape tiny --llm_shape small --batch 4 --share 0.2",
     "overhead --batch 16 --json --plot overhead.png",
-    "serve --clients 16 --tokens 128",
+    "serve --slm_shape qwen3-0.1b --llm_shape qwen3-0.6b --clients 16",
 )
 
 

@@ -76,9 +76,12 @@ def test_label(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line["name"].split(":")[0] for line in found["lines"]][:2] == ["respond", "compare"]
 
 
-def test_serve_is_compared_with_the_offline_engine(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("models", [("--pair", "abacus"), TINY])
+def test_serve_is_compared_with_the_offline_engine(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, ...]
+) -> None:
     few = ("--requests", "3", "--clients", "2", "--tokens", "4", "--repeats", "1")
-    found = report(capsys, "serve", *few, "--device", "cpu", "--json")
+    found = report(capsys, "serve", *few, *models, "--device", "cpu", "--json")
     offline, streamed, whole, *times = found["lines"]
     assert offline["tokens_per_s"] > 0
     for line in (streamed, whole):
