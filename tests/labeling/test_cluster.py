@@ -30,7 +30,7 @@ from r2r_glimp.models import ModelPair
 from tests.labeling.test_judge import Endpoint, Reply, says, serve  # noqa: F401
 from tests.labeling.test_shards import contents
 
-NUM_QUESTIONS = 5
+NUM_QUESTIONS = 6
 ROOT = Path(__file__).parents[2]
 
 
