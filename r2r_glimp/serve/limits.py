@@ -6,6 +6,7 @@ client ──▶ Guard: header size, key, content type, body size and time ─�
 import asyncio
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from r2r_glimp.serve.metrics import Metrics
 
 MAX_HEADERS = 16 * 2**10
 BODY_TIMEOUT_S = 30.0
+LINGER_S = 1.0
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
 
@@ -62,13 +64,33 @@ class Guard:
                     self.metrics.count_error(message["status"])
             await send(message)
 
+        unfinished = True  # the body; nothing more comes after its end
+
+        async def read() -> Message:
+            nonlocal unfinished
+            message = await receive()
+            unfinished = message.get("more_body", False)
+            return message
+
+        async def send_and_linger(message: Message) -> None:
+            # A connection that is closed with something unread is reset, and what the client has
+            # not read yet is lost: so the answer goes out, then some of the rest is read.
+            if message["type"] == "http.response.body":
+                await send_with_id({**message, "more_body": True})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_S):
+                        while unfinished:
+                            await read()
+                message = {"type": "http.response.body"}
+            await send_with_id(message)
+
         try:
             self._check_headers(scope, headers)
-            body = await self._read(headers, receive)
+            body = await self._read(headers, read)
         except Refusal as refusal:
             response = error_response(refusal)
-            response.headers["Connection"] = "close"  # what is left of the body is not read
-            await response(scope, receive, send_with_id)
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send_and_linger)
             return
         except _GoneError:
             return

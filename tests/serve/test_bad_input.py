@@ -174,6 +174,14 @@ def test_too_large(live: Live) -> None:
     check(live.http.get("/v1/models/" + "x" * 20_000), 431)
 
 
+def test_a_client_that_is_still_sending_gets_its_answer(live: Live) -> None:
+    """Closing too early resets the connection, which often outruns the answer."""
+    for _ in range(20):
+        reply = live.http.post(CHAT, content=b"x" * (20 * 2**20), headers=JSON)
+        check(reply, 413)
+        assert reply.headers["connection"] == "close"
+
+
 def test_paths_methods_and_types(live: Live) -> None:
     check(live.http.get("/v1/nothing"), 404)
     check(live.http.get("/v1/models/none"), 404, "none")
