@@ -21,10 +21,9 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
 from r2r_glimp.core import UsageError
-from r2r_glimp.models.loading import make_fingerprint
+from r2r_glimp.models.loading import make_fingerprint, quiet
 from r2r_glimp.models.pair import LoadedModel, ModelPair
 from r2r_glimp.models.source import one_line
 
@@ -156,14 +155,11 @@ def save_pair(slm: str, llm: str, dtype: torch.dtype, folder: Path) -> Path:
     pair = make_pair(slm, llm, dtype, torch.device("cpu"))
     pair.slm.tokenizer.chat_template = "{{ messages[0]['content'] }}"  # both have the same one
     named = {}
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     for role, loaded in (("slm", pair.slm), ("llm", pair.llm)):
         named[role] = str(folder / role)
-        loaded.model.save_pretrained(named[role])
-        loaded.tokenizer.save_pretrained(named[role])
-    if bars:
-        transformers_logging.enable_progress_bar()
+        with quiet():
+            loaded.model.save_pretrained(named[role])
+            loaded.tokenizer.save_pretrained(named[role])
     preset = folder / "pair.yaml"
     preset.write_text(yaml.safe_dump(named), encoding="utf-8")
     return preset

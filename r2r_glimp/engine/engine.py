@@ -174,6 +174,11 @@ class Engine:
             self.scheduler.add(sequence)
         return sequences[0].request_id
 
+    def leave_thread(self) -> None:
+        """Let another thread than this one run the engine from now on; call in this one."""
+        for model in self.pair.local:
+            self.runners[model].end_team()
+
     def abort(self, request_id: str) -> None:
         """End a request's completions; what they wrote so far is reported with finish reason
         `abort`."""

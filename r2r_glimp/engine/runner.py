@@ -113,6 +113,12 @@ class ModelRunner:
         """Bytes of keys and values of one token, over all layers."""
         return kv_bytes_per_token(self.layers, self.loaded.dtype)
 
+    def end_team(self) -> None:
+        """End the threads that the kernels have beside this one: with more threads than cores all
+        teams of OpenMP meet slowly (it sleeps instead of spinning)."""
+        if self._choice.library is not None:
+            self._choice.library.end_team()
+
     def allocate(self, num_blocks: int) -> None:
         """Make the model's plane of `num_blocks` KV blocks."""
         self.backend = self._choice.make(self.layers, num_blocks)

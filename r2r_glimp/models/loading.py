@@ -153,7 +153,7 @@ def make_fingerprint(
 
 
 def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    with _one_line(f"{folder / 'config.json'} cannot be used"), _quiet():
+    with _one_line(f"{folder / 'config.json'} cannot be used"), quiet():
         config = AutoConfig.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
         )
@@ -166,7 +166,7 @@ def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
 def _load_tokenizer(
     folder: Path, config: PreTrainedConfig | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerFast:
-    with _one_line(f"the tokenizer of {folder} cannot be loaded"), _quiet():
+    with _one_line(f"the tokenizer of {folder} cannot be loaded"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder),
             config=config,
@@ -196,7 +196,7 @@ def _load_weights(
     placement: dict[str, Any] = {"device_map": {"": device} if placed else None}
     if num_processes > 1:  # each takes its part to its device
         placement = {"distributed_config": DistributedConfig(tp_size=num_processes)}
-    with _one_line(f"{folder} cannot be loaded (transformers {version('transformers')})"), _quiet():
+    with _one_line(f"{folder} cannot be loaded (transformers {version('transformers')})"), quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             config=config,
@@ -251,7 +251,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' reports off the screen (ours are one line), and its bars out of logs."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -8,7 +8,6 @@ import logging
 from importlib.util import find_spec
 
 import torch
-from torch import nn
 from transformers import TorchAoConfig
 
 from r2r_glimp.core import UsageError
@@ -47,8 +46,3 @@ def quantization_config(bits: str) -> TorchAoConfig:
     return TorchAoConfig(
         Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
     )
-
-
-def is_plain(module: nn.Module | None) -> bool:
-    """Whether something is a linear layer whose weight is a matrix of numbers, not quantised."""
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter

@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 
 from r2r_glimp.attention.native import NativeBatch
 from r2r_glimp.attention.paged import LayerSpec, PagedContext
-from r2r_glimp.models.quantization import is_plain
 from r2r_glimp.native.library import DecoderStruct, Library
 
 
@@ -164,6 +163,11 @@ def link_runs(model: PreTrainedModel, layers: list[NativeLayer]) -> None:
     for run in runs:
         for i, layer in enumerate(run):
             layer.link(run[i:])
+
+
+def is_plain(module: nn.Module | None) -> bool:
+    """Whether something is a linear layer whose weight is a matrix of numbers, not quantised."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
 def join(linears: list[nn.Linear]) -> nn.Linear:

@@ -173,14 +173,6 @@ def load_library(level: str = "auto") -> Library | str:
     return library
 
 
-def end_team() -> None:
-    """End the threads that this one computes with, before another one computes in its place: with
-    more of them than cores, all teams of OpenMP meet slowly (it sleeps instead of spinning)."""
-    library = load_library()
-    if isinstance(library, Library):
-        library.end_team()
-
-
 def _load(compiler: str, without: tuple[str, ...]) -> Library | str:
     try:
         return Library(_build(compiler, without))

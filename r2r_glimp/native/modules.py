@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from r2r_glimp.attention.paged import LayerSpec
-from r2r_glimp.models.quantization import is_plain
-from r2r_glimp.native.layer import NativeLayer, find_layer, join, link_runs, norm_eps
+from r2r_glimp.native.layer import NativeLayer, find_layer, is_plain, join, link_runs, norm_eps
 from r2r_glimp.native.library import SUFFIXES, Library, LinearStruct
 
 

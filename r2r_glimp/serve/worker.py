@@ -30,7 +30,6 @@ from r2r_glimp.core import (
 )
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.engine.prompts import EncodedPrompt
-from r2r_glimp.native.library import end_team
 from r2r_glimp.routing.drift import DriftMonitor
 from r2r_glimp.serve.errors import Refusal
 from r2r_glimp.serve.metrics import Metrics
@@ -138,7 +137,7 @@ class Worker:
     def start(self) -> None:
         """Start the thread and its watchdog; call in the event loop."""
         self._loop = asyncio.get_running_loop()
-        end_team()
+        self.engine.leave_thread()
         self._watching = self._loop.create_task(self._watch())
         self._thread.start()
 

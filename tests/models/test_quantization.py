@@ -10,6 +10,7 @@ from r2r_glimp.core import SamplingParams, UsageError
 from r2r_glimp.engine.engine import Engine
 from r2r_glimp.models import ModelPair
 from r2r_glimp.models.fingerprint import Fingerprint
+from r2r_glimp.native.layer import is_plain
 
 installed = find_spec("torchao") is not None
 needs_torchao = pytest.mark.skipif(not installed, reason="torchao is not installed")
@@ -23,7 +24,7 @@ def load(folder, **options):
 @needs_torchao
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_llm_alone_is_quantised_and_writes_what_generate_does(checkpoint, dtype):
-    from r2r_glimp.models.quantization import is_plain, quantization_config
+    from r2r_glimp.models.quantization import quantization_config
 
     folder = checkpoint()
     pair = load(folder, dtype=dtype, llm_quantization="int8")
